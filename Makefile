@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+# dm-asr: `make help` lists what there is. Everything built goes under build/.
+
+SHELL	:= /bin/bash
+B	:= build
+PREFIX	?= /usr
+DESTDIR	?=
+SERIES	?= 6.1 6.12
+
+CC	?= gcc
+CLANG	?= clang
+PKGS	:= openssl liburing libzstd libxxhash jansson sqlite3 devmapper inih
+WARN	:= -Wall -Wextra -Werror -Wmissing-prototypes -Wstrict-prototypes -Wvla -Wno-unused-parameter
+OPT	?= -O2 -g
+CFLAGS	?=
+XCFLAGS	= -std=gnu11 -D_GNU_SOURCE $(OPT) $(WARN) -fno-strict-aliasing -fstack-protector-strong \
+	  -D_FORTIFY_SOURCE=2 -MMD -MP $(PKG_CFLAGS) -Iuserland -Itests/tools $(CFLAGS)
+PKG_CFLAGS = $(eval PKG_CFLAGS := $$(shell pkg-config --cflags $(PKGS)))$(PKG_CFLAGS)
+LIBS	= $(eval LIBS := $$(shell pkg-config --libs $(PKGS)) -lpthread -lm)$(LIBS)
+
+MAINS	:= userland/asrd.c userland/vaultd.c
+LIBSRC	:= $(filter-out $(MAINS),$(wildcard userland/*.c))
+LIBOBJ	:= $(LIBSRC:%.c=$(B)/%.o)
+TOOLOBJ	:= $(patsubst %.c,$(B)/%.o,$(wildcard tools/*.c))
+PROGS	:= $(B)/asrd $(B)/asr-vaultd $(B)/asrctl
+TESTTOOLS := $(patsubst tests/tools/%.c,$(B)/tests/%,$(wildcard tests/tools/*.c))
+UNITS	:= $(patsubst tests/unit/%.c,$(B)/tests/unit/%,$(wildcard tests/unit/*.c))
+FUZZERS	:= $(patsubst tests/fuzz/%.c,$(B)/fuzz/%,$(wildcard tests/fuzz/*.c))
+MAN	:= $(patsubst docs/%.scd,$(B)/man/%,$(wildcard docs/*.scd))
+
+.PHONY: all help setup deps kernels modules userland tests units check demo bench bench-kernel \
+	bench-pipeline bench-rpo fuzz fuzz-build style man install dkms-install clean
+.DEFAULT_GOAL := all
+
+all: userland man		## build the daemons, asrctl and the man pages
+
+help:				## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n",$$1,$$2}' $(MAKEFILE_LIST)
+
+setup: deps kernels		## install what is needed, unpack the kernels into build/
+
+deps:				## install the Debian packages (needs root or sudo)
+	@tests/setup.sh deps
+
+kernels: deps			## Debian kernels and headers, unpacked into build/kernels/
+	@tests/setup.sh kernels $(SERIES)
+
+modules: kernels		## dm-asr.ko for each kernel of SERIES, in build/module/
+	@set -e; for s in $(SERIES); do tests/setup.sh module $$s; done
+
+userland: $(PROGS)
+
+tests: $(TESTTOOLS) $(UNITS)
+
+# What wants the packages goes through a second make, which can then see them.
+demo: deps			## the main job, end to end, in about two minutes
+	@$(MAKE) --no-print-directory SERIES=6.1 modules userland tests
+	@tests/e2e/demo.sh
+
+check: deps			## all tests
+	@$(MAKE) --no-print-directory modules userland tests man style fuzz-build
+	@tests/run
+
+bench: deps			## all figures: tables, and JSON under build/bench/
+	@$(MAKE) --no-print-directory bench-kernel bench-pipeline bench-rpo
+
+bench-kernel: deps		## instructions per write, in QEMU
+	@$(MAKE) --no-print-directory modules userland tests
+	@tests/bench/kernel.sh
+
+bench-pipeline: deps		## throughput, native, beside TLS, sealing, zstd and append alone
+	@$(MAKE) --no-print-directory userland tests
+	@tests/bench/pipeline.sh
+
+bench-rpo: deps			## time from completion to durable, native
+	@$(MAKE) --no-print-directory userland tests
+	@tests/bench/rpo.sh
+
+FUZZ_SECONDS ?= 60
+fuzz-build: $(FUZZERS)
+fuzz: deps			## every decoder under libFuzzer, FUZZ_SECONDS each (default 60)
+	@$(MAKE) --no-print-directory fuzz-build
+	@tests/fuzz/run.sh $(FUZZ_SECONDS)
+
+style:				## checks on the sources themselves
+	@tests/style.sh
+
+man: $(MAN)
+
+install: all			## programs, man pages, units and completion, under DESTDIR and PREFIX
+	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/lib/systemd/system \
+		$(DESTDIR)$(PREFIX)/share/man/man8 $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+	install -m 755 $(PROGS) $(DESTDIR)$(PREFIX)/sbin/
+	install -m 644 packaging/*.service $(DESTDIR)$(PREFIX)/lib/systemd/system/
+	install -m 644 $(MAN) $(DESTDIR)$(PREFIX)/share/man/man8/
+	$(B)/asrctl completion bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/asrctl
+
+DKMS_VERSION := $(shell sed -n 's/^PACKAGE_VERSION="\(.*\)"/\1/p' dkms.conf 2>/dev/null)
+dkms-install:			## the module's source into /usr/src, built by dkms for the running kernel
+	install -d $(DESTDIR)/usr/src/dm-asr-$(DKMS_VERSION)
+	cp -r Kbuild dkms.conf dm-asr $(DESTDIR)/usr/src/dm-asr-$(DKMS_VERSION)/
+	[ -n "$(DESTDIR)" ] || dkms install dm-asr/$(DKMS_VERSION)
+
+clean:				## remove what was built, keep the unpacked kernels
+	rm -rf $(B)/userland $(B)/tools $(B)/tests $(B)/fuzz $(B)/fuzzobj $(B)/man $(B)/module \
+		$(PROGS) $(B)/libasr.a $(B)/test-out
+
+# ------------------------------------------------------------------- rules
+
+$(B)/%.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(XCFLAGS) -c -o $@ $<
+
+$(B)/libasr.a: $(LIBOBJ)
+	@rm -f $@
+	$(AR) rcs $@ $^
+
+$(B)/asrd: $(B)/userland/asrd.o $(B)/libasr.a
+	$(CC) $(OPT) -o $@ $^ $(LIBS)
+
+$(B)/asr-vaultd: $(B)/userland/vaultd.o $(B)/libasr.a
+	$(CC) $(OPT) -o $@ $^ $(LIBS)
+
+$(B)/asrctl: $(TOOLOBJ) $(B)/libasr.a
+	$(CC) $(OPT) -o $@ $^ $(LIBS)
+
+$(B)/tests/unit/%: tests/unit/%.c $(B)/libasr.a
+	@mkdir -p $(@D)
+	$(CC) $(XCFLAGS) -o $@ $< $(B)/libasr.a -lcmocka $(LIBS)
+
+$(B)/tests/%: tests/tools/%.c $(B)/libasr.a
+	@mkdir -p $(@D)
+	$(CC) $(XCFLAGS) -o $@ $< $(B)/libasr.a $(LIBS)
+
+# The fuzzed code is compiled once more, by clang, with its sanitizers.
+FUZZFLAGS = -std=gnu11 -D_GNU_SOURCE -O1 -g -fsanitize=fuzzer-no-link,address,undefined \
+	    -fno-sanitize-recover=undefined -Iuserland -MMD -MP $(PKG_CFLAGS) -Wno-unknown-attributes
+FUZZOBJ	:= $(LIBSRC:%.c=$(B)/fuzzobj/%.o)
+$(B)/fuzzobj/%.o: %.c
+	@mkdir -p $(@D)
+	$(CLANG) $(FUZZFLAGS) -c -o $@ $<
+
+$(B)/fuzz/%: tests/fuzz/%.c $(FUZZOBJ)
+	@mkdir -p $(@D)
+	$(CLANG) $(FUZZFLAGS) -fsanitize=fuzzer -o $@ $< $(FUZZOBJ) $(LIBS)
+
+$(B)/man/%: docs/%.scd
+	@mkdir -p $(@D)
+	scdoc < $< > $@
+
+-include $(shell find $(B) -name '*.d' 2>/dev/null)
