@@ -144,6 +144,9 @@ int control_error(struct control_call *call, const char *fmt, ...) __attribute__
 bool control_wants_more(const struct control_call *call);
 /* Runs when the peer of an unanswered call has gone, instead of replies. */
 void control_on_gone(struct control_call *call, void (*fn)(void *arg), void *arg);
+/* One call as it came, pure (fuzzed): the rest points into *message. -EBADMSG */
+int control_parse(const char *text, size_t bytes, json_t **parameters, const char **method,
+		  bool *more, bool *oneway, json_t **message);
 /* Client, blocking. each: for every reply, non-zero ends it. Steals parameters. */
 int control_call(const char *path, const char *method, json_t *parameters, bool more,
 		 int (*each)(json_t *reply, void *arg), void *arg, struct why *why);
@@ -226,6 +229,8 @@ struct tls_files {
 int tls_client(const struct tls_files *f, bool enrol, SSL_CTX **ctx, struct why *why);
 /* accepts both ALPNs; a client certificate is asked for, not required: see conn_peer */
 int tls_server(const struct tls_files *f, SSL_CTX **ctx, struct why *why);
+/* The "asr:..." URI of a certificate; -ENOENT: it has none */
+int tls_cert_uri(const X509 *cert, char *out, size_t bytes);
 
 /* --------------------------------------------------------------- conn.c */
 
