@@ -115,6 +115,8 @@ void loop_fdatasync(struct loop *l, struct loop_op *op, int fd);
 void loop_timeout(struct loop *l, struct loop_op *op, uint64_t ns);
 /* done still runs, later, usually with -ECANCELED */
 void loop_cancel(struct loop *l, struct loop_op *op);
+/* What was submitted goes down now, instead of at the end of the turn */
+void loop_flush(struct loop *l);
 /* SIGTERM, SIGINT: fn runs in the loop. Blocks the signals. */
 int loop_signals(struct loop *l, void (*fn)(int sig, void *arg), void *arg);
 
@@ -249,10 +251,12 @@ int conn_dial(struct loop *l, SSL_CTX *ctx, const char *host, const char *port,
 	      const struct conn_ops *ops, void *arg, struct conn **out, struct why *why);
 int conn_accept(struct loop *l, SSL_CTX *ctx, int fd, const struct conn_ops *ops, void *arg, struct conn **out);
 /* Encrypts now, copies nothing else: the pieces are free again on return.
-   -EAGAIN over the limit (4 MiB queued; control messages always fit), -EPIPE when down. */
+   FRAME messages: -EAGAIN while conn_has_room is false. -EPIPE when down. */
 int conn_send(struct conn *c, uint32_t type, const struct iovec *pieces, int n);
 int conn_send_json(struct conn *c, uint32_t type, json_t *body);	/* steals body */
-bool conn_has_room(const struct conn *c);
+bool conn_has_room(const struct conn *c);		/* less than 1 MiB is queued */
+/* Stops reading, or goes on; no message is delivered in between. */
+void conn_pause(struct conn *c, bool paused);
 void conn_close(struct conn *c, int err, const char *why);		/* down runs from the loop */
 /* URI SAN of the peer's verified certificate ("asr:host:ID"), NULL: none given */
 const char *conn_peer(const struct conn *c);
