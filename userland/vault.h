@@ -1,0 +1,427 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The plan of the vault: how frames are kept, found and brought back.
+ *
+ *   vaultd -> ingest -> segment -> store      (receiving)
+ *   store -> segment -> index -> point -> restore   (reading; no daemon needed)
+ *
+ * A group's folder alone, with a private key, is enough to read; the
+ * catalogue only says who may write. docs/vault-format.md has the drawings.
+ */
+#ifndef ASR_VAULT_H
+#define ASR_VAULT_H
+
+#include "asr.h"
+
+/* ------------------------------------------------------------ catalog.c */
+
+/* DIR/vault.db, SQLite; daemon and asrctl may have it open together. */
+struct catalog;
+#define CATALOG_ID_BYTES	33	/* 32 hex digits and the NUL */
+
+struct catalog_key {			/* a registration key */
+	char id[17];
+	uint8_t secret_hash[32];	/* SHA-256(secret) */
+	uint64_t created_ns, expires_ns;
+	uint64_t used_ns;		/* 0: not yet */
+	uint64_t revoked_ns;		/* 0: not */
+	char host_id[CATALOG_ID_BYTES];	/* who used it, or "" */
+};
+
+struct catalog_host {
+	char id[CATALOG_ID_BYTES];	/* of "asr:host:ID" */
+	char name[ASR_NAME_BYTES];
+	char serial[48];		/* of its certificate, hex */
+	uint64_t enrolled_ns, expires_ns;
+};
+
+struct catalog_group {
+	uint8_t uuid[ASR_UUID_BYTES];
+	char name[ASR_NAME_BYTES];
+	char host_id[CATALOG_ID_BYTES];
+	uint8_t stream[ASR_UUID_BYTES];
+	uint64_t generation, created_ns;
+	uint64_t deleted_ns;		/* 0: has a source. Else history only */
+};
+
+/* create: makes DIR (0700) when missing; -EEXIST when it has a catalogue.
+   open: -ENOENT with why when DIR is no vault. */
+int catalog_create(const char *dir, struct why *why);
+int catalog_open(const char *dir, struct catalog **out, struct why *why);
+void catalog_close(struct catalog *cat);	/* NULL is fine */
+
+int catalog_key_add(struct catalog *cat, const struct catalog_key *k, struct why *why);
+int catalog_key_get(struct catalog *cat, const char *id, struct catalog_key *k, struct why *why);
+/* each: non-zero ends the walk and is returned */
+int catalog_keys(struct catalog *cat, int (*each)(const struct catalog_key *k, void *arg),
+		 void *arg, struct why *why);
+int catalog_key_revoke(struct catalog *cat, const char *id, struct why *why);
+/*
+ * One transaction: the key is burnt and the host with its certificate is
+ * recorded, or nothing. -ENOENT unknown key, -EKEYREVOKED, -EALREADY used,
+ * -EKEYEXPIRED (against now_ns), each with why.
+ */
+int catalog_enrol(struct catalog *cat, const char *key_id, uint64_t now,
+		  const struct catalog_host *h, struct why *why);
+int catalog_host_get(struct catalog *cat, const char *id, struct catalog_host *h, struct why *why);
+int catalog_hosts(struct catalog *cat, int (*each)(const struct catalog_host *h, void *arg),
+		  void *arg, struct why *why);
+/* -EEXIST: the name is taken by a group that has a source, or the uuid is */
+int catalog_group_add(struct catalog *cat, const struct catalog_group *g, struct why *why);
+int catalog_group_get(struct catalog *cat, const uint8_t uuid[ASR_UUID_BYTES],
+		      struct catalog_group *g, struct why *why);
+int catalog_groups(struct catalog *cat, int (*each)(const struct catalog_group *g, void *arg),
+		   void *arg, struct why *why);
+int catalog_group_delete(struct catalog *cat, const uint8_t uuid[ASR_UUID_BYTES], struct why *why);
+/* Who did what; never fails its caller: a failure is logged. */
+void catalog_audit(struct catalog *cat, const char *who, const char *what, const char *detail);
+
+/* -------------------------------------------------------------- store.c */
+
+/*
+ * Write-once objects under names, by put-if-absent, get-range, head, list and
+ * delete: what an object store can do as well as a folder. Names are relative
+ * ("groups/<uuid>/segments/<x>.seg"), without "..".
+ */
+struct store;
+int store_open(const char *dir, struct store **out, struct why *why);
+void store_close(struct store *s);		/* NULL is fine */
+int store_put(struct store *s, const char *name, const void *data, size_t bytes);	/* -EEXIST */
+/* exactly bytes, or -ENODATA when the object ends before */
+int store_get(struct store *s, const char *name, uint64_t offset, void *buf, size_t bytes);
+int store_head(struct store *s, const char *name, uint64_t *bytes);
+/* Names directly under folder, sorted; each: without the folder, non-zero ends */
+int store_list(struct store *s, const char *folder, int (*each)(const char *name, void *arg), void *arg);
+int store_delete(struct store *s, const char *name);
+/*
+ * The active segment is a local file that grows: name.open until it is
+ * sealed, then name.seg. open: O_CREAT | O_EXCL; the folder is synced.
+ */
+int store_tail_create(struct store *s, const char *name);		/* fd or -errno */
+int store_tail_open(struct store *s, const char *name);			/* fd or -errno */
+/* .open -> .seg; the content must be durable. -EEXIST */
+int store_tail_seal(struct store *s, const char *name);
+/* Path of a name, for messages */
+const char *store_path(const struct store *s);
+
+/* ------------------------------------------------------------ segment.c */
+
+#define SEG_MAGIC		0x47455341u	/* "ASEG" */
+#define SEG_ENV_MAGIC		0x56455341u	/* "ASEV" */
+#define SEG_FOOT_MAGIC		0x4f465341u	/* "ASFO" */
+#define SEG_TRAILER_MAGIC	0x52545341u	/* "ASTR" */
+#define SEG_VERSION		1
+#define SEG_BYTES_DEFAULT	(64u << 20)
+#define SEG_FOOT_MAX		(256u << 20)
+
+struct seg_hdr {			/* offset 0 */
+	uint32_t magic;
+	uint32_t version;
+	uint8_t group[ASR_UUID_BYTES];
+	uint8_t stream[ASR_UUID_BYTES];
+	uint64_t number;		/* of the segment in its stream, from 1 */
+	uint64_t first_frame_no;
+	uint64_t created_ns;
+	uint64_t check;			/* XXH3-64 of all before */
+};
+
+struct seg_env {			/* before each frame, at a multiple of 8 */
+	uint32_t magic;
+	uint32_t bytes;			/* of the frame; padded with zeroes to 8 */
+	uint64_t frame_no;
+	uint64_t arrival_ns;
+	uint64_t check;			/* XXH3-64 of the frame, seeded with that
+					   of the fields before this one */
+};
+
+/* The footer: seg_foot, frames, records, events, disks; then seg_trailer. */
+struct seg_foot {
+	uint32_t magic;
+	uint32_t version;
+	uint32_t frames, records, events, disks;
+	uint32_t begin_consistent;	/* the stream was consistent before the first frame */
+	uint32_t end_consistent;
+	uint64_t writes;		/* ring records with content: WRITE, ZEROES, DISCARD */
+	uint64_t first_seq, last_seq;
+	uint64_t first_time_ns, last_time_ns;	/* least and greatest */
+	uint8_t prev_tag[ASR_TAG_BYTES];	/* of the frame before the first */
+};
+
+struct seg_frame {			/* in order; frame_no = first + index */
+	uint64_t offset;		/* of the frame itself, behind its envelope */
+	uint32_t bytes;
+	uint32_t records;
+	uint64_t first_seq, last_seq;
+	uint64_t first_time_ns, last_time_ns;
+	uint64_t arrival_ns;
+	uint8_t tag[ASR_TAG_BYTES];
+};
+
+struct seg_rec {			/* records with content, by disk, sector, place */
+	uint64_t seq;
+	uint64_t sector;
+	uint32_t sectors;
+	uint32_t frame;			/* index in the frame table */
+	uint16_t record;		/* in that frame */
+	uint16_t disk;
+	uint8_t kind;
+	uint8_t reserved[3];
+};
+
+struct seg_event {			/* MARK, STATE, DISK, RESYNC_*, in order */
+	uint64_t seq;
+	uint64_t time_ns;
+	uint64_t prev_seq;		/* of the record before it; 0: it is the first */
+	uint64_t prev_time_ns;
+	uint64_t value;			/* MARK: id; STATE: from << 32 | to; DISK: sectors */
+	uint64_t writes;		/* content records of this segment before it */
+	uint32_t frame;
+	uint16_t record;
+	uint16_t disk;
+	uint32_t flags;			/* MARK, DISK: theirs; STATE: reason */
+	uint8_t kind;
+	uint8_t consistency;		/* enum consistency */
+	uint8_t consistent;		/* 1: it is, after this record */
+	uint8_t reserved;
+	char name[ASR_NAME_BYTES];
+};
+
+struct seg_disk {			/* disks of the stream when the segment begins */
+	uint64_t sectors;
+	uint16_t disk;
+	uint16_t reserved[3];
+	char name[ASR_NAME_BYTES];
+};
+
+struct seg_trailer {
+	uint64_t foot_offset;
+	uint64_t foot_bytes;		/* without the trailer */
+	uint64_t foot_check;		/* XXH3-64 of the footer */
+	uint32_t reserved;
+	uint32_t magic;
+	uint64_t check;			/* XXH3-64 of all before */
+};
+
+/* What a stream carries from one segment to the next. */
+struct seg_state {
+	uint64_t next_frame_no;
+	uint64_t next_number;		/* of segments */
+	uint64_t last_seq, last_time_ns;
+	uint64_t writes;
+	uint8_t last_tag[ASR_TAG_BYTES];
+	bool consistent;
+	uint16_t disks;			/* in use below */
+	struct seg_disk disk[ASR_DISKS_MAX];
+};
+
+/* The derived part of a segment in memory: gathered frame by frame, or loaded. */
+struct seg_table {
+	struct seg_foot foot;
+	struct seg_frame *frames;
+	struct seg_rec *recs;
+	struct seg_event *events;
+	struct seg_disk *disks;
+	size_t frames_room, recs_room, events_room;
+	bool sorted;
+};
+
+void seg_hdr_make(struct seg_hdr *h, const uint8_t *group, const uint8_t *stream,
+		  uint64_t number, uint64_t first_frame_no);
+int seg_hdr_check(const struct seg_hdr *h, struct why *why);	/* pure */
+void seg_env_make(struct seg_env *e, const uint8_t *frame, size_t bytes, uint64_t frame_no);
+/* Envelope and its frame: data at an envelope, bytes to the end. pure.
+   Returns the bytes they take together, or -EBADMSG. */
+int64_t seg_env_check(const uint8_t *data, size_t bytes, struct why *why);
+
+void seg_state_init(struct seg_state *st);
+int seg_table_begin(struct seg_table *t, const struct seg_state *st);
+/* Adds a parsed frame that stands at offset; moves st on. Frame number, chain
+   and sequence must fit: -EBADMSG with why, nothing changed. */
+int seg_frame_fits(const struct seg_state *st, const struct frame_view *v, struct why *why);
+int seg_table_add(struct seg_table *t, struct seg_state *st, const struct frame_view *v,
+		  uint64_t offset, uint64_t arrival_ns);
+/* Sorts, and makes footer and trailer as they follow the frames, at foot_offset */
+int seg_foot_make(struct seg_table *t, uint64_t foot_offset, uint8_t **out, size_t *bytes);
+/* pure; strict: every count, index and order. The table owns copies. */
+int seg_foot_parse(const uint8_t *foot, size_t bytes, struct seg_table *t, struct why *why);
+int seg_trailer_check(const struct seg_trailer *tr, uint64_t file_bytes, struct why *why);
+/* The state after a loaded segment whose header is h */
+void seg_state_after(struct seg_state *st, const struct seg_hdr *h, const struct seg_table *t);
+void seg_table_free(struct seg_table *t);
+/*
+ * Walks the frames of an open segment from offset sizeof(struct seg_hdr).
+ * Ends well at the first thing that is no whole frame: *end is its offset.
+ * *torn: bytes behind the end that are not zero and not a footer; whole
+ * frames behind a broken one are -EBADMSG, for that is damage, no torn tail.
+ */
+int seg_scan(int fd, uint64_t file_bytes, const struct seg_hdr *h, struct seg_table *t,
+	     struct seg_state *st, uint64_t *end, bool *torn, struct why *why);
+/* "groups/<uuid>/segments/<stream>-<frame no>", without .open or .seg */
+void seg_name(const uint8_t *group, const uint8_t *stream, uint64_t first_frame_no, char out[160]);
+
+/* -------------------------------------------------------------- index.c */
+
+/* A group folder, opened for reading. */
+struct index_seg {
+	char file[80];			/* name in segments/, with .seg or .open */
+	struct seg_hdr hdr;
+	struct seg_table table;		/* records are loaded by index_seg_load */
+	uint64_t end;			/* of the frames */
+	bool sealed, loaded;
+};
+
+struct index_stream {
+	uint8_t uuid[ASR_UUID_BYTES];
+	struct index_seg *segs;		/* in order */
+	size_t count;
+	struct seg_state state;		/* at the end */
+	bool torn;			/* bytes behind the last whole frame were ignored */
+};
+
+struct index {
+	char *dir;			/* the group's folder */
+	struct store *store;		/* on it */
+	json_t *group;			/* group.json */
+	char name[ASR_NAME_BYTES];
+	uint8_t uuid[ASR_UUID_BYTES];
+	struct index_stream *streams;
+	size_t count;
+};
+
+/*
+ * dir is a vault (then group is a name or 32 hex digits) or a group's folder
+ * itself (then group may be NULL, or must match). -ENOENT: no such vault, no
+ * such group (why lists those there are); -EBADMSG: damaged, named by place.
+ */
+int index_open(const char *dir, const char *group, struct index **out, struct why *why);
+void index_close(struct index *ix);
+/* Names of the groups in a vault: [{"name","uuid","host"}] */
+json_t *index_groups(const char *dir, struct why *why);
+/* The record table of a segment, read and checked now */
+int index_seg_load(struct index *ix, struct index_seg *seg, struct why *why);
+void index_seg_unload(struct index_seg *seg);
+/* The wrapped group data key (CMS DER) */
+int index_wrapped_key(struct index *ix, uint8_t **der, size_t *bytes, struct why *why);
+
+/* -------------------------------------------------------------- point.c */
+
+struct point {
+	size_t stream;			/* in index.streams */
+	uint64_t frame_no;		/* all frames before it wholly, and of it ... */
+	uint32_t records;		/* ... so many records, at least 1 */
+	uint64_t seq;
+	uint64_t time_ns;		/* of the last record that is in */
+	char name[ASR_NAME_BYTES];	/* of the mark, or "" */
+};
+
+/* From the first to the last point seq, each seq between is a point too. */
+struct point_interval {
+	uint64_t from_seq, to_seq;
+	uint64_t from_time_ns, to_time_ns;
+	uint64_t writes;
+	bool open;			/* goes on: the stream is consistent now */
+	const char *end_reason;		/* why it ended: text, NULL when open */
+};
+
+struct point_mark {
+	char name[ASR_NAME_BYTES];
+	uint64_t id, seq, time_ns;
+	bool consistent, held;
+};
+
+struct point_disk {
+	char name[ASR_NAME_BYTES];
+	uint16_t slot;
+	uint64_t sectors;
+};
+
+struct point_list {
+	struct point_interval *intervals;
+	struct point_mark *marks;
+	size_t interval_count, mark_count;
+};
+
+/*
+ * text: latest | seq:N | time:RFC3339 | name:X. -EINVAL: not of that form;
+ * -ENOENT: unknown name, before the window; -ERANGE: in the future;
+ * -ESTALE: not consistent there. why says it, with the window or the nearest
+ * consistent points before and after.
+ */
+int point_resolve(struct index *ix, const char *text, struct point *p, struct why *why);
+int point_list_make(struct index *ix, struct point_list *list, struct why *why);
+void point_list_free(struct point_list *list);
+/* {"group","uuid","streams":[{"stream","frames","last_seq","last_time","consistent"}],
+   "disks":[{"name","bytes"}],
+   "intervals":[{"from_seq","to_seq","from_time","to_time","writes","open","end_reason"}],
+   "marks":[{"name","id","seq","time","consistent","held"}]} */
+json_t *point_list_json(struct index *ix, struct why *why);
+/* Disks of the group at a point; *out is the caller's to free */
+int point_disks(struct index *ix, const struct point *p, struct point_disk **out, size_t *count,
+		struct why *why);
+
+/* ------------------------------------------------------------ restore.c */
+
+struct restore_args {
+	const char *vault_dir;		/* vault, or a bare copy of a group's folder */
+	const char *group;		/* name or uuid; NULL with a group's folder */
+	const char *disk;
+	const char *point;		/* as for point_resolve */
+	const char *key_pem;		/* private key, PEM text */
+	const char *cert_pem;		/* recipient's certificate, or NULL: try all */
+	const char *passphrase;		/* of the key, or NULL */
+	const char *to;			/* must not exist */
+	/* done and total in bytes of the disk; non-zero ends with -ECANCELED */
+	int (*progress)(uint64_t done, uint64_t total, void *arg);
+	void *arg;
+};
+
+struct restore_result {
+	struct point point;
+	uint64_t disk_bytes;
+	uint64_t written_bytes;		/* data; the rest is a hole */
+	uint64_t unwritten_bytes;	/* no record ever covered it: zeroes */
+	uint64_t frames_read, frames_bytes;
+	uint64_t elapsed_ns;
+};
+
+/*
+ * Writes the disk's image to a new sparse raw file; beside it under a
+ * temporary name until it is whole and durable. -EEXIST, -ENOSPC, -EACCES,
+ * -EBADMSG (damage: file, offset, frame, section), -EKEYREJECTED, ...: why
+ * says it, and nothing is left behind.
+ */
+int restore_disk(const struct restore_args *a, struct restore_result *r, struct why *why);
+json_t *restore_json(const struct restore_args *a, const struct restore_result *r);
+
+/* ------------------------------------------------------------- ingest.c */
+
+/* The receiving side of the vault: streams, their active segments, acks. */
+struct ingest;
+struct ingest_stream;
+/* after an fdatasync: everything up to frame_no is durable */
+typedef void ingest_durable(struct ingest_stream *s, uint64_t frame_no, uint64_t last_seq, void *arg);
+/* more room: a paused source may go on */
+typedef void ingest_room(struct ingest_stream *s, void *arg);
+
+struct ingest_stat {
+	uint64_t frames, bytes, syncs, write_errors;
+	int error;			/* -errno that stops writing now, or 0 */
+};
+int ingest_create(struct loop *l, struct store *store, uint64_t seg_bytes, struct ingest **out);
+void ingest_destroy(struct ingest *in);
+/* Recovers the stream from its folder at the first call. -EBUSY: open already */
+int ingest_open(struct ingest *in, const uint8_t *group, const uint8_t *stream,
+		ingest_durable *durable, ingest_room *room, void *arg,
+		struct ingest_stream **out, struct why *why);
+/* The source has gone; what was accepted still becomes durable. */
+void ingest_close(struct ingest_stream *s);
+const struct seg_state *ingest_state(const struct ingest_stream *s);
+/* -EBADMSG with why: not the next frame; -EAGAIN never: see ingest_full */
+int ingest_frame(struct ingest_stream *s, const uint8_t *frame, size_t bytes, struct why *why);
+/* No room for another frame now: pause the source until room */
+bool ingest_full(const struct ingest_stream *s);
+/* Nothing in flight and nothing waiting: may be destroyed cleanly */
+bool ingest_idle(const struct ingest *in);
+void ingest_stat_get(const struct ingest *in, struct ingest_stat *st);
+
+#endif /* ASR_VAULT_H */
