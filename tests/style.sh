@@ -26,13 +26,15 @@ for f in $(echo "$files" | grep '^dm-asr/.*\.[ch]$'); do
 	esac
 	grep -n 'LINUX_VERSION_CODE' "$f" && say "$f: probe, do not ask for the version"
 	grep -nE '\bBUG(_ON)?\(|kallsyms' "$f" && say "$f: no BUG, no kallsyms"
-	[ "$f" = dm-asr/dm-asr.h ] || { grep -n '#include "compat.h"' "$f" && say "$f: only dm-asr.h includes compat.h"; }
+	if [ "$f" != dm-asr/dm-asr.h ]; then
+		grep -n '#include "compat.h"' "$f" && say "$f: only dm-asr.h includes compat.h"
+	fi
 done
 
-# Only seal.c, tls.c, ident.c and conn.c speak to the cryptographic library.
+# Only seal.c, tls.c, ident.c, regkey.c and conn.c speak to the cryptographic library.
 for f in $(echo "$files" | grep -E '^(userland|tools)/.*\.c$'); do
-	case $f in userland/seal.c|userland/tls.c|userland/ident.c|userland/conn.c) ;; *)
-		grep -n '#include <openssl/' "$f" && say "$f: OpenSSL belongs into seal.c, tls.c, ident.c, conn.c" ;;
+	case $f in userland/seal.c|userland/tls.c|userland/ident.c|userland/regkey.c|userland/conn.c) ;; *)
+		grep -n '#include <openssl/' "$f" && say "$f: OpenSSL belongs into seal.c, tls.c, ident.c, regkey.c, conn.c" ;;
 	esac
 done
 
@@ -46,7 +48,7 @@ done
 # The uapi header stands alone, for a 32-bit and a 64-bit caller.
 for m in -m32 -m64; do
 	echo '#include "dm-asr/uapi/dm-asr.h"' | gcc $m -ffreestanding -Wall -Wextra -Werror -pedantic \
-		-I. -fsyntax-only -x c - 2>/dev/null || say "uapi/dm-asr.h does not compile alone with $m"
+		-I. -I/usr/include/x86_64-linux-gnu -fsyntax-only -x c - || say "uapi/dm-asr.h does not compile alone with $m"
 done
 
 if command -v shellcheck > /dev/null; then
