@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * The frame decoder: is this a frame, and does every length in it hold?
+ *
+ * Design: pure functions over the caller's bytes, no allocation, no copy but
+ * of the header. After wire_frame_parse said 0 the rest of the program may
+ * follow every offset and count in the view without looking again.
+ *
+ *   peek   the fixed header alone: enough to know how many bytes to wait for
+ *   parse  everything: sizes add up, sequence never falls, times lie in the
+ *          header's range, payload offsets run on without gap or overlap (so
+ *          the work a frame can ask for is bounded by its size), bodies are of
+ *          their one right size and stand one behind the other
+ *
+ * Invariants: no read outside data[0 .. bytes). One legal encoding: what a
+ * writer may leave open is checked to be zero.
+ *
+ * Context: any thread; O(records), a record costs some ten comparisons.
+ */
+#include "asr.h"
+
+#include <errno.h>
+#include <string.h>
+
+_Static_assert(sizeof(struct frame_hdr) == 152, "frame_hdr is part of the format");
+_Static_assert(sizeof(struct frame_rec) == 40, "frame_rec is part of the format");
+_Static_assert(sizeof(struct msg_hdr) == 8, "msg_hdr is part of the format");
+_Static_assert(sizeof(struct msg_ack) == 32, "msg_ack is part of the format");
+
+#define RECF_ALL	(ASR_RECF_FUA | ASR_RECF_FLUSH)
+
+bool wire_kind_has_payload(uint8_t kind)
+{
+	return kind == ASR_KIND_WRITE || kind == ASR_KIND_SYNC;
+}
+
+bool wire_kind_has_meta(uint8_t kind)
+{
+	return kind == ASR_KIND_MARK || kind == ASR_KIND_STATE || kind == ASR_KIND_DISK;
+}
+
+/* Kinds that say what a range of a disk contains */
+static bool has_range(uint8_t kind)
+{
+	return wire_kind_has_payload(kind) || kind == ASR_KIND_ZEROES || kind == ASR_KIND_DISCARD ||
+	       kind == ASR_KIND_SYNC_ZEROES;
+}
+
+uint32_t wire_rec_blocks(const struct frame_rec *rec)
+{
+	uint64_t first = (rec->sector + ASR_BLOCK_SECTORS - 1) / ASR_BLOCK_SECTORS;
+	uint64_t end = (rec->sector + rec->sectors) / ASR_BLOCK_SECTORS;
+
+	return end > first ? (uint32_t)(end - first) : 0;
+}
+
+static uint64_t sum_sizes(const struct frame_hdr *h)
+{
+	return sizeof(*h) + (uint64_t)h->records * sizeof(struct frame_rec) + h->meta_bytes +
+	       (uint64_t)h->digest_bytes + ASR_TAG_BYTES + (uint64_t)h->stored_bytes + ASR_TAG_BYTES;
+}
+
+int wire_frame_peek(const uint8_t *data, size_t bytes, struct frame_hdr *hdr, struct why *why)
+{
+	if (bytes < sizeof(*hdr))
+		return why_set(why, EBADMSG, "%zu bytes are too few for a frame header", bytes);
+	memcpy(hdr, data, sizeof(*hdr));
+	if (hdr->magic != ASR_FRAME_MAGIC)
+		return why_set(why, EBADMSG, "not a frame: magic %08x", hdr->magic);
+	if (hdr->version != ASR_FRAME_VERSION || hdr->hdr_bytes != sizeof(*hdr))
+		return why_set(why, EBADMSG, "frame version %u with a header of %u bytes: this program "
+			       "knows version %d", hdr->version, hdr->hdr_bytes, ASR_FRAME_VERSION);
+	if (hdr->flags & ~ASR_FRAMEF_ZSTD || hdr->reserved)
+		return why_set(why, EBADMSG, "unknown frame flags %x %x", hdr->flags, hdr->reserved);
+	if (!hdr->records || hdr->records > ASR_FRAME_RECORDS_MAX)
+		return why_set(why, EBADMSG, "%u records in a frame: 1 to %d are legal", hdr->records,
+			       ASR_FRAME_RECORDS_MAX);
+	if (hdr->meta_bytes > ASR_FRAME_META_MAX || hdr->meta_bytes % 8)
+		return why_set(why, EBADMSG, "bad meta size %u", hdr->meta_bytes);
+	if (hdr->plain_bytes > ASR_FRAME_PAYLOAD_MAX || hdr->stored_bytes > hdr->plain_bytes ||
+	    (hdr->flags & ASR_FRAMEF_ZSTD ? !hdr->stored_bytes : hdr->stored_bytes != hdr->plain_bytes))
+		return why_set(why, EBADMSG, "bad payload size: %u stored, %u plain", hdr->stored_bytes,
+			       hdr->plain_bytes);
+	if (hdr->digest_bytes % ASR_DIGEST_BYTES ||
+	    hdr->digest_bytes > ASR_FRAME_PAYLOAD_MAX / 4096 * ASR_DIGEST_BYTES)
+		return why_set(why, EBADMSG, "bad digest size %u", hdr->digest_bytes);
+	if (sum_sizes(hdr) != hdr->total_bytes || hdr->total_bytes > ASR_FRAME_MAX)
+		return why_set(why, EBADMSG, "frame of %u bytes: its parts make %llu", hdr->total_bytes,
+			       (unsigned long long)sum_sizes(hdr));
+	if (!hdr->frame_no || hdr->first_seq > hdr->last_seq || hdr->first_time_ns > hdr->last_time_ns)
+		return why_set(why, EBADMSG, "bad frame number, sequence or time range");
+	return 0;
+}
+
+static bool name_ok(const char name[ASR_NAME_BYTES])
+{
+	size_t n = strnlen(name, ASR_NAME_BYTES);
+
+	if (n == ASR_NAME_BYTES || name_check("", name, NULL))
+		return false;
+	for (; n < ASR_NAME_BYTES; n++)
+		if (name[n])
+			return false;
+	return true;
+}
+
+static size_t body_bytes(uint8_t kind)
+{
+	if (kind == ASR_KIND_MARK)
+		return sizeof(struct asr_rec_mark);
+	if (kind == ASR_KIND_STATE)
+		return sizeof(struct asr_rec_state);
+	return sizeof(struct asr_rec_disk);
+}
+
+static bool state_ok(uint32_t state)
+{
+	return state == ASR_STATE_CAPTURE || state == ASR_STATE_TRACK;
+}
+
+/* Content of a MARK, STATE or DISK body whose place has been checked */
+static bool body_ok(const struct frame_rec *r, const uint8_t *body)
+{
+	const struct asr_rec_mark *m = (const void *)body;
+	const struct asr_rec_state *s = (const void *)body;
+	const struct asr_rec_disk *d = (const void *)body;
+
+	switch (r->kind) {
+	case ASR_KIND_MARK:
+		return !(m->flags & ~ASR_MARK_HOLD) && !m->reserved && name_ok(m->name);
+	case ASR_KIND_STATE:
+		return (state_ok(s->from) || !s->from) && state_ok(s->to) && !s->reserved;
+	default:
+		return !(d->flags & ~ASR_DISKF_DIRTY) && !d->reserved && r->disk < ASR_DISKS_MAX &&
+		       name_ok(d->name);
+	}
+}
+
+/* Where the next payload and the next body must stand, and what was seen so far */
+struct cursor {
+	uint64_t payload, meta, blocks;
+	uint64_t seq, time_min, time_max;
+};
+
+static bool rec_ok(const struct frame_view *v, const struct frame_rec *r, struct cursor *c)
+{
+	if (r->seq < c->seq || r->flags & ~RECF_ALL)
+		return false;
+	c->seq = r->seq;
+	if (r->time_ns < c->time_min)
+		c->time_min = r->time_ns;
+	if (r->time_ns > c->time_max)
+		c->time_max = r->time_ns;
+	if (has_range(r->kind)) {
+		if (!r->sectors || r->disk >= ASR_DISKS_MAX ||
+		    r->sector > (UINT64_MAX >> 9) - r->sectors)
+			return false;
+	} else if (r->kind != ASR_KIND_FLUSH && r->kind != ASR_KIND_RESYNC_BEGIN &&
+		   r->kind != ASR_KIND_RESYNC_END && !wire_kind_has_meta(r->kind)) {
+		return false;
+	}
+	if (wire_kind_has_payload(r->kind)) {
+		if (r->offset != c->payload || r->bytes != (uint64_t)r->sectors * 512)
+			return false;
+		c->payload += r->bytes;
+		c->blocks += wire_rec_blocks(r);
+		return c->payload <= v->hdr.plain_bytes;
+	}
+	if (wire_kind_has_meta(r->kind)) {
+		if (r->offset != c->meta || r->bytes != body_bytes(r->kind) ||
+		    c->meta + r->bytes > v->hdr.meta_bytes)
+			return false;
+		c->meta += r->bytes;
+		return body_ok(r, v->meta + r->offset);
+	}
+	return !r->offset && !r->bytes;
+}
+
+int wire_frame_parse(const uint8_t *data, size_t bytes, struct frame_view *v, struct why *why)
+{
+	struct cursor c = { .time_min = UINT64_MAX };
+	const struct frame_hdr *h = &v->hdr;
+	int ret;
+
+	_Static_assert(sizeof(struct asr_rec_mark) % 8 == 0 && sizeof(struct asr_rec_state) % 8 == 0 &&
+		       sizeof(struct asr_rec_disk) % 8 == 0, "bodies leave no padding between them");
+	ret = wire_frame_peek(data, bytes, &v->hdr, why);
+	if (ret)
+		return ret;
+	if (h->total_bytes != bytes)
+		return why_set(why, EBADMSG, "frame %llu says %u bytes, there are %zu",
+			       (unsigned long long)h->frame_no, h->total_bytes, bytes);
+	v->bytes = data;
+	v->recs = (const struct frame_rec *)(data + sizeof(*h));
+	v->meta = (const uint8_t *)(v->recs + h->records);
+	v->digests = v->meta + h->meta_bytes;
+	v->payload = v->digests + h->digest_bytes + ASR_TAG_BYTES;
+	v->tag = v->payload + h->stored_bytes;
+	c.seq = h->first_seq;
+	for (uint32_t i = 0; i < h->records; i++)
+		if (!rec_ok(v, &v->recs[i], &c))
+			return why_set(why, EBADMSG, "frame %llu: record %u of %u is not legal (kind %u)",
+				       (unsigned long long)h->frame_no, i, h->records, v->recs[i].kind);
+	if (v->recs[0].seq != h->first_seq || c.seq != h->last_seq || c.time_min != h->first_time_ns ||
+	    c.time_max != h->last_time_ns)
+		return why_set(why, EBADMSG, "frame %llu: records and header differ in sequence or time",
+			       (unsigned long long)h->frame_no);
+	if (c.payload != h->plain_bytes || c.meta != h->meta_bytes ||
+	    c.blocks * ASR_DIGEST_BYTES != h->digest_bytes)
+		return why_set(why, EBADMSG, "frame %llu: records take %llu payload, %llu meta bytes and "
+			       "%llu digests, the header says %u, %u and %u",
+			       (unsigned long long)h->frame_no, (unsigned long long)c.payload,
+			       (unsigned long long)c.meta, (unsigned long long)c.blocks, h->plain_bytes,
+			       h->meta_bytes, h->digest_bytes / ASR_DIGEST_BYTES);
+	return 0;
+}
+
+const struct asr_rec_mark *wire_mark(const struct frame_view *v, const struct frame_rec *r)
+{
+	return r->kind == ASR_KIND_MARK ? (const void *)(v->meta + r->offset) : NULL;
+}
+
+const struct asr_rec_state *wire_state(const struct frame_view *v, const struct frame_rec *r)
+{
+	return r->kind == ASR_KIND_STATE ? (const void *)(v->meta + r->offset) : NULL;
+}
+
+const struct asr_rec_disk *wire_disk(const struct frame_view *v, const struct frame_rec *r)
+{
+	return r->kind == ASR_KIND_DISK ? (const void *)(v->meta + r->offset) : NULL;
+}
+
+/* A disk that grew loses consistency too: whoever keeps the sizes sees that (segment.c). */
+enum consistency wire_consistency(const struct frame_view *v, const struct frame_rec *r)
+{
+	switch (r->kind) {
+	case ASR_KIND_RESYNC_END:
+		return CONSISTENCY_REACHED;
+	case ASR_KIND_RESYNC_BEGIN:
+		return CONSISTENCY_LOST;
+	case ASR_KIND_STATE:
+		return wire_state(v, r)->to == ASR_STATE_TRACK ? CONSISTENCY_LOST : CONSISTENCY_SAME;
+	case ASR_KIND_DISK:
+		return wire_disk(v, r)->flags & ASR_DISKF_DIRTY ? CONSISTENCY_LOST : CONSISTENCY_SAME;
+	default:
+		return CONSISTENCY_SAME;
+	}
+}
