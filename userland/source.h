@@ -1,0 +1,266 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The plan of asrd, the source side: every stage in the order data flows.
+ *
+ *   ring =DOOR 1= source -> batch -> pack (-> seal) -> ship =DOOR 2= vault
+ *                    resync --^                          |
+ *   tail <- source <- group <---------- ack -------------+
+ *
+ * Memory: a record's payload stays in the ring from capture to the seal; the
+ * sealed frame is the first and only copy, and the connection encrypts it at
+ * once. What is not acknowledged is not kept here: it is still in the ring
+ * (or in the dirty map), and is read again after a reconnect.
+ */
+#ifndef ASR_SOURCE_H
+#define ASR_SOURCE_H
+
+#include "asr.h"
+
+/* ------------------------------------------------------------- source.c */
+
+/* One ring and its reader. Kicked when there may be something to read. */
+struct source;
+typedef void kick_fn(void *arg);
+
+/*
+ * Attaches to the kernel's group. device: NULL for /dev/dm-asr. Errors with
+ * why: -ENOENT (module not loaded, or no such group), -EBUSY (has a consumer).
+ */
+int source_open(struct loop *l, const char *device, const char *group, uint64_t poll_ns,
+		kick_fn *kick, void *arg, struct source **out, struct why *why);
+/*
+ * For benchmarks and tests: a ring in a file, [consumer page][producer page]
+ * [data], written by another process. No kernel, no poll: timeouts only.
+ */
+int source_open_file(struct loop *l, const char *path, uint64_t poll_ns,
+		     kick_fn *kick, void *arg, struct source **out, struct why *why);
+/* closed (may be NULL) runs from the loop when the device has been let go */
+void source_close(struct source *s, void (*closed)(void *arg), void *arg);
+
+/*
+ * The next committed record: 1 and *rec, *payload (into the ring: good until
+ * the position behind it is released); 0: none readable now; -EBADMSG: the
+ * ring is nonsense. discarded counts what was stepped over.
+ */
+int source_next(struct source *s, struct asr_rec *rec, const uint8_t **payload);
+/* Back to the tail, then forward over all records with seq <= this one. */
+int source_seek(struct source *s, uint64_t seq);
+/* Everything before pos is durable at the vault: the ring may reuse it. */
+void source_release(struct source *s, uint64_t pos);
+/* While awake the producer makes no wake-up call. */
+void source_awake(struct source *s);
+/*
+ * Nothing more to do: kick at due_ns (now_ns clock) at the latest, earlier
+ * when a quarter of the ring has filled. due_ns 0: only when a record comes.
+ * True: something came meanwhile, go on instead of sleeping.
+ */
+bool source_sleep(struct source *s, uint64_t due_ns);
+
+uint64_t source_pos(const struct source *s);		/* the reader's */
+uint64_t source_head(const struct source *s);
+uint64_t source_tail(const struct source *s);
+uint64_t source_bytes(const struct source *s);		/* of the ring */
+uint64_t source_discarded(const struct source *s);	/* records stepped over */
+uint32_t source_state(const struct source *s);		/* ASR_STATE_*, the hint */
+bool source_poisoned(const struct source *s);
+bool source_is_file(const struct source *s);
+/* An ASR_IOC_* of the attached file: 0 or -errno. A ring file has no disks and nothing dirty. */
+int source_ioctl(struct source *s, unsigned long request, void *arg);
+/* Without being attached. device as in source_open; -ENOENT with why: load the module */
+int source_control(const char *device, unsigned long request, void *arg, struct why *why);
+
+/* -------------------------------------------------------------- batch.c */
+
+#define BATCH_RECORDS	1024
+#define BATCH_META	16384
+
+/* Records of the frame that is being filled. No payload is copied. */
+struct batch {
+	uint32_t records, pieces, meta_bytes, plain_bytes, digests;
+	uint64_t first_seq, last_seq, first_time_ns, last_time_ns;
+	uint64_t ring_end;		/* ring position behind its last ring record */
+	uint64_t ring_time_ns;		/* of its first ring record; 0: has none */
+	uint64_t ring_payload;		/* bytes of payload as captured */
+	uint64_t due_ns;		/* now_ns clock: ship it then, full or not */
+	struct frame_rec recs[BATCH_RECORDS];
+	struct iovec iov[BATCH_RECORDS];
+	uint8_t meta[BATCH_META];
+};
+void batch_reset(struct batch *b);
+/* -ENOSPC: it does not fit any more, ship first. A record fits into an empty batch. */
+int batch_add(struct batch *b, const struct asr_rec *rec, const uint8_t *payload);
+/* Is all of it zero? */
+bool batch_is_zero(const uint8_t *data, size_t bytes);
+/* What a record of the ring does to the copy: does it need a resync from here on? */
+bool batch_loses_consistency(const struct asr_rec *rec, const uint8_t *payload);
+
+/* --------------------------------------------------------------- pack.c */
+
+/* Buffers that every group's frames go through, one after the other: small, so
+   that they stay in the cache. */
+struct pack_room;
+int pack_room_create(struct pack_room **room);
+void pack_room_destroy(struct pack_room *room);
+
+struct pack {
+	uint8_t group[ASR_UUID_BYTES], stream[ASR_UUID_BYTES], session[ASR_UUID_BYTES];
+	uint64_t generation;
+	uint64_t frame_no;		/* of the last frame made */
+	uint8_t prev_tag[ASR_TAG_BYTES];
+	int level;			/* zstd; 0: off */
+	bool shrinks;			/* the last frame was worth compressing */
+	struct seal *seal;
+	struct pack_room *room;
+	uint64_t plain_bytes, stored_bytes;	/* totals */
+};
+/* A new session: fresh key, position from the vault's answer to stream.open. */
+int pack_session(struct pack *p, const uint8_t key[ASR_KEY_BYTES], uint64_t frame_no,
+		 const uint8_t prev_tag[ASR_TAG_BYTES]);
+void pack_end(struct pack *p);
+/* The frame lies in the room until the next call. */
+int pack_frame(struct pack *p, const struct batch *b, const uint8_t **frame, size_t *bytes);
+
+/* --------------------------------------------------------------- ship.c */
+
+/* The connection to the vault: one for all groups, redialled for ever. */
+struct ship;
+struct ship_ops {
+	void (*up)(void *arg);			/* HELLO exchanged: open the streams */
+	void (*down)(void *arg);		/* what is not acknowledged goes again later */
+	void (*ack)(const struct msg_ack *ack, void *arg);
+	void (*room)(void *arg);
+};
+/* state_dir holds host.key, host.crt, ca.crt, vault.json; they may come later. */
+int ship_create(struct loop *l, const char *state_dir, const struct ship_ops *ops, void *arg,
+		struct ship **out);
+void ship_destroy(struct ship *s);
+/* The identity has changed: read it anew and dial at once. */
+int ship_reload(struct ship *s, struct why *why);
+bool ship_is_up(const struct ship *s);
+bool ship_has_room(const struct ship *s);
+int ship_frame(struct ship *s, const uint8_t *frame, size_t bytes);
+/*
+ * done runs once: err 0 and parameters (borrowed); -EREMOTEIO, parameters
+ * NULL, why->text "code: text" of the vault; -EPIPE when the connection went.
+ */
+typedef void ship_done(int err, json_t *parameters, const struct why *why, void *arg);
+int ship_call(struct ship *s, const char *method, json_t *parameters, ship_done *done, void *arg);
+/* Calls of this arg get no answer any more. */
+void ship_forget(struct ship *s, void *arg);
+json_t *ship_status(const struct ship *s);	/* {address, connected, since, last_error} */
+uint64_t ship_bytes(const struct ship *s);
+
+/* ------------------------------------------------------------- resync.c */
+
+/* Brings the copy in line with the disks, from the dirty map. One per group. */
+struct resync;
+/* Puts a record at the reader's position into the stream. -EAGAIN: no room now.
+   NULL record: ship what is gathered. *frame_no: the frame that will hold it. */
+typedef int resync_emit(void *arg, const struct asr_rec *rec, const uint8_t *payload,
+			uint64_t *frame_no);
+enum resync_go {
+	RESYNC_FREE,		/* consume the ring */
+	RESYNC_HOLD,		/* do not: come again when kicked */
+	RESYNC_AGAIN,		/* call again at once */
+};
+int resync_create(struct loop *l, struct source *source, const char *node_dir, const char *group,
+		  resync_emit *emit, kick_fn *kick, void *arg, struct resync **out);
+void resync_destroy(struct resync *r);		/* freed when its last read has ended */
+/* The copy is not what the disks are, or may not be. */
+void resync_want(struct resync *r);
+/* The stream was opened, durable up to a state that is consistent or not. */
+void resync_open(struct resync *r, bool consistent);
+/* The connection is gone: what was taken and is not durable becomes dirty. */
+void resync_lost(struct resync *r);
+enum resync_go resync_step(struct resync *r, bool readable);
+/* All frames up to this one are durable. */
+void resync_acked(struct resync *r, uint64_t frame_no);
+bool resync_consistent(const struct resync *r);	/* durable at the vault, and nothing amiss since */
+bool resync_active(const struct resync *r);
+uint64_t resync_due(const struct resync *r);	/* now_ns clock: step again then; 0: no need */
+json_t *resync_status(struct resync *r);	/* {done_bytes, total_bytes, bytes_per_s, eta_s} */
+
+/* -------------------------------------------------------------- group.c */
+
+struct asrd {
+	struct loop *loop;
+	struct ship *ship;
+	struct pack_room *room;
+	const char *state_dir, *run_dir;
+	const char *device;		/* NULL: /dev/dm-asr */
+	const char *ring_file;		/* instead of the kernel */
+	uint64_t batch_delay_ns;
+	int compression;
+	struct group *groups;
+	struct loop_idle idle;
+	struct loop_op again, second;
+	uint64_t seconds;
+};
+
+/* A frame sent and not yet acknowledged */
+struct flight {
+	uint64_t frame_no;
+	uint64_t ring_end;
+	uint64_t time_ns;		/* oldest ring record in it; 0: none */
+	uint64_t last_seq;
+	uint64_t payload;
+};
+#define FLIGHTS		4096		/* power of two */
+
+struct group {
+	struct group *next;
+	struct asrd *d;
+	char name[ASR_NAME_BYTES];
+	uint8_t uuid[ASR_UUID_BYTES];
+	uint64_t ring_bytes, generation;
+	json_t *recipients;
+	uint8_t *key;			/* secret_alloc */
+	bool pending;			/* the vault has not confirmed it yet */
+	bool deleting;
+	struct source *source;		/* NULL: not attached (yet) */
+	struct resync *resync;
+	struct pack pack;
+	struct batch batch;
+	bool open;			/* the stream is open at the vault */
+	bool opening;
+	bool runnable;
+	int idle_rounds;
+	struct flight *flights;
+	uint32_t flight_first, flight_count;
+	uint64_t last_seq;		/* last ring record taken in */
+	uint64_t durable_seq, durable_frame, durable_time_ns;
+	uint64_t saved_seq;
+	uint64_t frames;
+	uint64_t retry_ns;		/* attach again then */
+	char trouble[256];		/* why it stands still; empty: it does not */
+	/* rates over the last seconds */
+	uint64_t in_bytes, out_bytes, seen_in, seen_out;
+	double in_rate, out_rate;
+};
+
+int group_load_all(struct asrd *d, struct why *why);
+void group_free_all(struct asrd *d);
+struct group *group_find(struct asrd *d, const char *name);
+/* A new group, in the kernel and on file, not yet at the vault. */
+int group_make(struct asrd *d, const char *name, uint64_t ring_bytes, json_t *recipients,
+	       int compression, const uint8_t *key, struct group **out, struct why *why);
+/* Takes it away here: kernel, files, table. */
+void group_drop(struct group *g);
+int group_save(struct group *g, struct why *why);
+int group_save_state(struct group *g);
+void group_kick(void *group);
+void group_open_stream(struct group *g);
+/* Runs whatever is runnable; every turn of the loop. */
+void group_run_all(void *asrd);
+void group_vault_up(void *asrd);
+void group_vault_down(void *asrd);
+void group_vault_ack(const struct msg_ack *ack, void *asrd);
+void group_vault_room(void *asrd);
+void group_second(struct asrd *d);		/* once a second: attach, rates, state files */
+
+/* ------------------------------------------------------------- method.c */
+
+/* The control methods: io.asr.Group.*, io.asr.Disk.List, io.asr.Status, io.asr.Reload. */
+void method_call(struct control_call *call, const char *method, json_t *parameters, void *asrd);
+
+#endif /* ASR_SOURCE_H */
