@@ -278,12 +278,25 @@ struct reg_key {
 };
 int ident_key_format(const struct reg_key *k, char *out, size_t bytes);
 int ident_key_parse(const char *text, struct reg_key *k, struct why *why);	/* pure; fuzzed */
-/* Host: enrols with the vault and writes host.key, host.crt, ca.crt, vault.json to dir. */
+int ident_address_check(const char *address, struct why *why);	/* name or IP, no port */
+/* Host (enrol.c): enrols with the vault and writes host.key, host.crt, ca.crt,
+   vault.json to dir; host: its name, NULL for the machine's own. */
 int ident_register(const char *key_text, const char *dir, const char *host, struct why *why);
-/* Vault: checks proof and key, signs. Called by vaultd with an enrol call's parameters. */
 struct catalog;
+/* Vault: a new key in the catalogue of dir; *k is what ident_key_format wants */
+int ident_key_create(struct catalog *cat, const char *dir, uint64_t expires_ns, struct reg_key *k,
+		     struct why *why);
+/* Vault: checks proof and key, signs. Called by vaultd with an enrol call's
+   parameters; NULL: *error is the code of wire.h, why the text. */
 json_t *ident_enrol(struct catalog *cat, const char *dir, SSL *ssl, json_t *parameters,
 		    const char **error, struct why *why);
+/* What both ends of an enrolment compute; see ident.c */
+int ident_ca_pin(const X509 *ca, uint8_t pin[16]);
+struct X509_req_st;
+int ident_proof(SSL *ssl, const uint8_t secret_hash[32], const struct X509_req_st *csr,
+		uint8_t proof[32]);
+enum ident_pem_kind { IDENT_PEM_KEY, IDENT_PEM_CERT, IDENT_PEM_CSR };
+char *ident_pem(const void *object, enum ident_pem_kind kind);	/* PEM text, the caller's */
 
 /* -------------------------------------------------------------- batch.c */
 /* source.c, batch.c, pack.c, ship.c, resync.c, group.c: see source.h */
