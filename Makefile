@@ -148,4 +148,4 @@ $(B)/man/%: docs/%.scd
 	@mkdir -p $(@D)
 	scdoc < $< > $@
 
--include $(shell find $(B) -name '*.d' 2>/dev/null)
+-include $(shell find $(B)/userland $(B)/tools $(B)/tests $(B)/fuzz $(B)/fuzzobj -name '*.d' -type f 2>/dev/null)

@@ -293,15 +293,15 @@ bool conn_has_room(const struct conn *c)
 	return queued(c) < SEND_LIMIT;
 }
 
-static int write_all(struct conn *c, const void *data, size_t bytes)
+static int write_all(struct conn *c, const uint8_t *data, size_t bytes)
 {
 	size_t done;
 
-	if (!bytes)
-		return 0;
-	if (SSL_write_ex(c->ssl, data, bytes, &done) != 1 || done != bytes) {
-		fail(c, -EPROTO, "cannot encrypt: %s", ssl_reason());
-		return -EPIPE;
+	for (; bytes; data += done, bytes -= done) {
+		if (SSL_write_ex(c->ssl, data, bytes, &done) != 1) {
+			fail(c, -EPROTO, "cannot encrypt: %s", ssl_reason());
+			return -EPIPE;
+		}
 	}
 	return 0;
 }
