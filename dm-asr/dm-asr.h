@@ -1,0 +1,292 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * The plan of the module, in the order data flows.
+ *
+ *   bio -> target.c -> capture.c -> ring.c  =DOOR 1=  consumer (chardev.c)
+ *                          |
+ *                       dirty.c            what the ring does not hold
+ *                       group.c            who belongs together, in which state
+ *
+ * Locks, outermost first. There are two.
+ *
+ *   name               kind      context   guards
+ *   asr_groups_mutex   mutex     process   the list of groups, which disks and
+ *                                          which consumer a group has, the ring
+ *                                          budget. Never held over an allocation
+ *                                          or a copy to or from user memory: a
+ *                                          table being destroyed takes it while
+ *                                          other I/O may be suspended
+ *   group->lock        spinlock  any, irq  all else: the ring's positions, the
+ *                      irqsave             state, records in flight, overlaps,
+ *                                          dirty maps, holds. Taken twice per
+ *                                          write: in map and at completion
+ *
+ * group->disks[] is written under both, so either is enough to read it.
+ */
+#ifndef DM_ASR_H
+#define DM_ASR_H
+
+#include <linux/blkdev.h>
+#include <linux/bio.h>
+#include <linux/device-mapper.h>
+#include <linux/fs.h>
+#include <linux/list.h>
+#include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/mutex.h>
+#include <linux/spinlock.h>
+#include <linux/wait.h>
+#include <linux/workqueue.h>
+
+#include "uapi/dm-asr.h"
+#include "compat.h"
+
+#undef DM_MSG_PREFIX
+#define DM_MSG_PREFIX "asr"
+
+/* A write lies in one such span of its disk, and so in one bucket. */
+#define ASR_SPAN_SECTORS	(ASR_PAYLOAD_MAX >> SECTOR_SHIFT)
+#define ASR_SPAN_SHIFT		8
+#define ASR_BUCKETS		256
+
+/* A bit per 64 KiB; this many bits are 128 TiB. */
+#define ASR_CHUNKS_MAX		(1ULL << 31)
+
+struct asr_group;
+
+/* One bit per chunk, twice. Guarded by group->lock once a disk owns it. */
+struct asr_map {
+	unsigned long *dirty;	/* no record holds what was written there */
+	unsigned long *taken;	/* handed to the consumer, not yet acknowledged */
+	u64 chunks;
+	u64 marked;		/* chunks in dirty or taken or both */
+	u64 taken_count;
+};
+
+/* A protected disk: outlives the tables that map it, by name and reference. */
+struct asr_disk {
+	struct asr_group *group;
+	char name[ASR_NAME_BYTES];
+	u16 slot;
+
+	/* asr_groups_mutex */
+	unsigned int targets;	/* tables that name it, loaded or live */
+	struct mapped_device *md;
+
+	/* group->lock */
+	u64 sectors;
+	u64 start;		/* on the lower device */
+	dev_t lower;
+	struct asr_map map;
+	u64 errors;
+	bool live;		/* was resumed once: the stream knows it */
+	bool announce;		/* its DISK record found no room yet */
+	u32 announce_flags;
+	struct hlist_head wide;	/* in flight or waiting, over several spans */
+	struct hlist_head buckets[ASR_BUCKETS];	/* ... within one span */
+};
+
+struct asr_ring {
+	/* constant */
+	void *data;
+	u64 bytes;
+	u64 mask;
+	struct asr_ring_producer *prod;
+	struct asr_ring_consumer *cons;
+
+	/* group->lock */
+	u64 head;
+	u64 tail;		/* the last one accepted */
+	u64 next_seq;
+	u64 woken;		/* the wake value that had its wake-up */
+	u64 wakeups;
+	bool poisoned;
+};
+
+struct asr_hold {
+	u64 id;			/* of the mark; 0: never a hold */
+	u64 since_ns;		/* CLOCK_MONOTONIC */
+	u64 deadline_ns;
+	u64 held_ns;		/* once it is over */
+	u32 held;		/* completions withheld */
+	bool on;
+	bool broken;		/* ended by something else than its RELEASE */
+	bool reported;		/* ... and somebody was told */
+};
+
+struct asr_change {
+	u8 from, to, why;
+};
+
+struct asr_group {
+	char name[ASR_NAME_BYTES];
+
+	/* asr_groups_mutex */
+	struct list_head link;
+	struct file *consumer;
+
+	/* group->lock */
+	spinlock_t lock;
+	u32 state;
+	u32 why;
+	struct asr_ring ring;
+	struct list_head busy;		/* records in flight, by position */
+	u64 uncaptured;			/* writes in flight without one */
+	u64 ticket;			/* order of arrival of writes */
+	struct list_head queue;		/* writes to be tried (again) by work */
+	struct asr_hold hold;
+	struct list_head held;		/* completions of the hold that is on */
+	struct list_head released;	/* ... of those that ended */
+	struct list_head targets;	/* for events */
+	struct asr_disk *disks[ASR_DISKS_MAX];
+	struct asr_change changes[8];	/* not yet logged */
+	unsigned int nr_changes;
+	u64 marks, overflows, overlaps, holds_broken, writes, write_bytes;
+
+	struct delayed_work queue_work;
+	struct delayed_work hold_work;
+	struct work_struct release_work;
+	struct work_struct report_work;
+	wait_queue_head_t poll;
+};
+
+/* One asr target in one table. */
+struct asr_target {
+	struct dm_target *ti;
+	struct dm_dev *dev;
+	struct asr_group *group;
+	struct asr_disk *disk;
+	sector_t start;
+	sector_t sectors;
+	struct asr_map spare;		/* maps for a new size, until resume */
+	struct list_head link;		/* group->targets, group->lock */
+	struct work_struct event_work;
+	unsigned int throttle_ms;
+	bool strict;
+	bool nocopy;
+};
+
+/* asr_io.how */
+enum { ASR_IO_NONE, ASR_IO_CAPTURED, ASR_IO_TRACKED };
+/* asr_io.place */
+enum { ASR_IO_FLYING, ASR_IO_WAITING, ASR_IO_QUEUED };
+
+/* A write on its way, in the bio's per-target data; group->lock. */
+struct asr_io {
+	struct hlist_node node;		/* in the disk's table of overlaps */
+	struct list_head link;		/* group->busy, ->queue, ->held or ->released */
+	struct asr_target *t;
+	struct bio *bio;
+	struct asr_rec *rec;
+	u64 pos;
+	u64 ticket;
+	sector_t sector;
+	u32 sectors;
+	u32 flags;			/* ASR_RECF_* */
+	unsigned long deadline;		/* jiffies; of the throttle, 0: none yet */
+	u8 kind;
+	u8 how;
+	u8 place;
+	bool wide;
+	bool contended;			/* somebody waits for it */
+	bool hold;
+};
+
+/* With `strict`: the write that goes down in place of the caller's. */
+#define ASR_STRICT_VECS		(ASR_PAYLOAD_MAX / PAGE_SIZE + 1)
+struct asr_strict_io {
+	struct asr_io io;
+	struct bio bio;
+	struct bio_vec vecs[ASR_STRICT_VECS];
+};
+
+/* ------------------------------------------------------------- target.c */
+extern struct workqueue_struct *asr_wq;
+
+/* ------------------------------------------------------------ capture.c */
+/* .map of a write whose bio is remapped already. Process context, never
+   waits. A DM_MAPIO_* value. */
+int asr_capture_map(struct asr_target *t, struct bio *bio, struct asr_io *io);
+/* .end_io of anything. Hard irq. A DM_ENDIO_* value. */
+int asr_capture_end(struct asr_target *t, struct asr_io *io, blk_status_t status);
+/* group->queue_work */
+void asr_capture_work(struct work_struct *work);
+
+/* --------------------------------------------------------------- ring.c */
+/* Room that writes and marks leave for DISK records, and those for a STATE. */
+#define ASR_KEEP_WRITE		8192
+#define ASR_KEEP_DISK		(2 * ASR_REC_ALIGN)
+#define ASR_KEEP_STATE		0
+
+/* bytes: a power of two. 0, -ENOMEM. May sleep. */
+int asr_ring_init(struct asr_ring *r, u64 bytes, u64 first_seq);
+void asr_ring_free(struct asr_ring *r);
+/* A BUSY record with its header filled, or NULL: keep bytes would not stay
+   free behind it. align: the payload begins at a multiple of it. */
+struct asr_rec *asr_ring_reserve_locked(struct asr_group *g, u16 kind, u16 disk,
+					u32 payload_bytes, u32 keep, u32 align);
+/* Copies into the data area; the place is inside a BUSY record. */
+void asr_ring_write(struct asr_ring *r, u64 pos, const void *from, u32 bytes);
+/* A whole COMMITTED record. 0, -ENOSPC. seq and time_ns may be NULL. */
+int asr_ring_put_locked(struct asr_group *g, u16 kind, u16 disk,
+			const void *payload, u32 bytes, u32 keep,
+			u64 *seq, u64 *time_ns);
+/* Reads the consumer's tail and takes it over when it is legal. */
+void asr_ring_read_tail_locked(struct asr_group *g);
+static inline u64 asr_ring_free_bytes(const struct asr_ring *r)
+{
+	return r->bytes - (r->head - r->tail);
+}
+/* Is a wake-up due? The caller calls asr_ring_wake after it has unlocked. */
+bool asr_ring_wake_due_locked(struct asr_group *g);
+void asr_ring_wake(struct asr_group *g);
+/* For poll: are all records before the wake position committed? */
+bool asr_ring_ready(struct asr_group *g, bool *poisoned);
+/* A new consumer: its page starts from what the kernel knows. */
+void asr_ring_attach_locked(struct asr_group *g);
+
+/* -------------------------------------------------------------- dirty.c */
+/* 0, -ENOMEM, -EFBIG. May sleep. All bits at and after first are set. */
+int asr_dirty_alloc(struct asr_map *m, u64 sectors, u64 first);
+void asr_dirty_free(struct asr_map *m);
+void asr_dirty_set_locked(struct asr_disk *d, u64 sector, u64 sectors);
+/* Keeps the bits of the part both have. Holds the lock for some 0.3 ms per TiB. */
+void asr_dirty_resize_locked(struct asr_disk *d, struct asr_map *bigger);
+int asr_dirty_fetch(struct asr_group *g, struct asr_dirty *arg);
+int asr_dirty_ack(struct asr_group *g, const struct asr_dirty *arg);
+int asr_dirty_set(struct asr_group *g, const struct asr_dirty *arg);
+void asr_dirty_return(struct asr_group *g);
+
+/* -------------------------------------------------------------- group.c */
+extern struct mutex asr_groups_mutex;
+
+bool asr_group_name_valid(const char *name);
+int asr_group_create(const struct asr_group_create *arg);
+int asr_group_delete(const char *name);
+int asr_group_info(struct asr_group_info *arg);
+void asr_group_totals(struct asr_info *arg);
+/* 0, -ENOENT, -EBUSY */
+int asr_group_attach(const char *name, struct file *file, struct asr_group **g);
+void asr_group_detach(struct asr_group *g);
+void asr_group_set_state_locked(struct asr_group *g, u32 to, u32 why);
+int asr_group_capture(struct asr_group *g);
+void asr_group_track(struct asr_group *g);
+int asr_group_mark(struct asr_group *g, struct asr_mark *arg);
+int asr_group_release(struct asr_group *g, struct asr_release *arg);
+/* Ends a hold that is on, as broken. */
+void asr_group_break_hold(struct asr_group *g);
+/* Binds t to a disk of a group, new or known. ti->error says what is wrong. */
+int asr_disk_get(struct asr_target *t, const char *group, const char *name);
+void asr_disk_put(struct asr_target *t);
+/* .preresume: from here on the table of t is the one that counts. No
+   allocation. */
+int asr_disk_resume(struct asr_target *t);
+int asr_disk_info(struct asr_group *g, struct asr_disk_info *arg);
+const char *asr_state_name(u32 state);
+const char *asr_why_name(u32 why);
+
+/* ------------------------------------------------------------ chardev.c */
+int asr_chardev_init(void);
+void asr_chardev_exit(void);
+
+#endif

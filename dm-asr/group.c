@@ -1,0 +1,736 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Groups and their disks: who belongs together, in which state, under which
+ * hold.
+ *
+ * Design
+ *   A group is made and deleted by the control device and lives on its own:
+ *   tables and consumers come and go. A disk is an object of its group, found
+ *   by name, kept by the tables that map it: on a reload the new table is made
+ *   before the old one dies, so the map of dirty chunks stays. When its last
+ *   table is gone the disk has left; if it comes back it is wholly dirty.
+ *
+ *   CAPTURE: every write becomes a record. TRACK: writes set dirty bits only.
+ *   All changes go through asr_group_set_state_locked: one record, one line in
+ *   the log, one dm event each. The latter two are left to work, for the change
+ *   is made on the write path.
+ *
+ *   A hold withholds completions of writes that stand after its mark, so that
+ *   marks of several hosts make one cut. It ends by RELEASE, else broken: by
+ *   its timer, a suspend, or the consumer's end. Timers are delayed_work: a
+ *   tick late does no harm.
+ *
+ * Invariants
+ *   Room for the STATE record is always there (ring.c).
+ *   A completion is withheld at most ASR_HOLD_MAX_NS and a few ticks.
+ *
+ * Context: process, but for *_locked.
+ */
+#include "dm-asr.h"
+
+#include <linux/ctype.h>
+#include <linux/slab.h>
+#include <linux/vmalloc.h>
+
+DEFINE_MUTEX(asr_groups_mutex);
+
+static LIST_HEAD(groups);		/* asr_groups_mutex */
+static u64 ring_bytes_used;		/* asr_groups_mutex */
+
+static unsigned int ring_cap_mb;
+module_param(ring_cap_mb, uint, 0644);
+MODULE_PARM_DESC(ring_cap_mb, "memory for all rings together, MiB (0: a quarter of RAM)");
+
+static u64 ring_cap_bytes(void)
+{
+	unsigned int mb = READ_ONCE(ring_cap_mb);
+
+	return mb ? (u64)mb << 20 : (u64)totalram_pages() << PAGE_SHIFT >> 2;
+}
+
+const char *asr_state_name(u32 state)
+{
+	return state == ASR_STATE_CAPTURE ? "capture" : "track";
+}
+
+const char *asr_why_name(u32 why)
+{
+	switch (why) {
+	case ASR_WHY_START: return "start";
+	case ASR_WHY_RING_FULL: return "ring-full";
+	case ASR_WHY_POISONED: return "poisoned";
+	case ASR_WHY_REQUEST: return "request";
+	}
+	return "?";
+}
+
+bool asr_group_name_valid(const char *name)
+{
+	size_t n = strnlen(name, ASR_NAME_BYTES), i;
+
+	if (!n || n == ASR_NAME_BYTES || !isascii(name[0]) || !isalnum(name[0]))
+		return false;
+	for (i = 1; i < n; i++)
+		if (!isascii(name[i]) || (!isalnum(name[i]) && !strchr("._+-", name[i])))
+			return false;
+	return true;
+}
+
+/* ---------------------------------------------------------------- state */
+
+/* A disk's record, or the promise of one at the next return to CAPTURE. */
+static void announce_locked(struct asr_disk *d, u32 flags)
+{
+	struct asr_rec_disk p = { .flags = flags };
+
+	lockdep_assert_held(&d->group->lock);
+	p.sectors = d->targets ? d->sectors : 0;
+	memcpy(p.name, d->name, sizeof(p.name));
+	d->announce = asr_ring_put_locked(d->group, ASR_KIND_DISK, d->slot, &p, sizeof(p),
+					  ASR_KEEP_DISK, NULL, NULL) != 0;
+	d->announce_flags = d->announce ? flags : 0;
+}
+
+static void announce_waiting_locked(struct asr_group *g)
+{
+	struct asr_disk *d;
+	int i;
+
+	for (i = 0; i < ASR_DISKS_MAX; i++) {
+		d = g->disks[i];
+		if (!d || !d->announce)
+			continue;
+		announce_locked(d, d->announce_flags);
+		if (!d->announce && !d->targets) {
+			g->disks[i] = NULL;
+			kfree(d);
+		}
+	}
+}
+
+void asr_group_set_state_locked(struct asr_group *g, u32 to, u32 why)
+{
+	struct asr_rec_state p = { .from = g->state, .to = to, .reason = why };
+	struct asr_target *t;
+
+	lockdep_assert_held(&g->lock);
+	if (g->state == to)
+		return;
+	/* first the state: making room may want to change it, too */
+	g->state = to;
+	g->why = why;
+	WRITE_ONCE(g->ring.prod->state, to);
+	if (WARN_ON_ONCE(asr_ring_put_locked(g, ASR_KIND_STATE, ASR_DISK_NONE, &p, sizeof(p),
+					     ASR_KEEP_STATE, NULL, NULL)))
+		DMERR("group %s: no room for a STATE record", g->name);
+	if (to == ASR_STATE_CAPTURE)
+		announce_waiting_locked(g);
+	if (why == ASR_WHY_RING_FULL)
+		g->overflows++;
+	if (g->nr_changes < ARRAY_SIZE(g->changes))
+		g->changes[g->nr_changes++] = (struct asr_change){ p.from, to, why };
+	queue_work(asr_wq, &g->report_work);
+	list_for_each_entry(t, &g->targets, link)
+		queue_work(asr_wq, &t->event_work);
+}
+
+/* Logs the changes of state, and wakes a consumer that they concern. */
+static void report_work(struct work_struct *work)
+{
+	struct asr_group *g = container_of(work, struct asr_group, report_work);
+	struct asr_change c[ARRAY_SIZE(g->changes)];
+	unsigned int n, i;
+	bool wake;
+
+	spin_lock_irq(&g->lock);
+	n = g->nr_changes;
+	memcpy(c, g->changes, sizeof(c));
+	g->nr_changes = 0;
+	wake = asr_ring_wake_due_locked(g) || g->ring.poisoned;
+	spin_unlock_irq(&g->lock);
+
+	for (i = 0; i < n; i++)
+		DMINFO("group %s: %s -> %s (%s)", g->name, asr_state_name(c[i].from),
+		       asr_state_name(c[i].to), asr_why_name(c[i].why));
+	if (wake)
+		asr_ring_wake(g);
+}
+
+int asr_group_capture(struct asr_group *g)
+{
+	int r = 0;
+
+	spin_lock_irq(&g->lock);
+	asr_ring_read_tail_locked(g);
+	if (g->ring.poisoned)
+		r = -EPROTO;
+	else if (g->state == ASR_STATE_CAPTURE)
+		r = 0;
+	else if (asr_ring_free_bytes(&g->ring) < g->ring.bytes / 2)
+		r = -ENOSPC;
+	else
+		asr_group_set_state_locked(g, ASR_STATE_CAPTURE, ASR_WHY_REQUEST);
+	spin_unlock_irq(&g->lock);
+	return r;
+}
+
+void asr_group_track(struct asr_group *g)
+{
+	spin_lock_irq(&g->lock);
+	asr_group_set_state_locked(g, ASR_STATE_TRACK, ASR_WHY_REQUEST);
+	spin_unlock_irq(&g->lock);
+}
+
+/* ------------------------------------------------------- marks and holds */
+
+static void end_hold_locked(struct asr_group *g, bool broken)
+{
+	lockdep_assert_held(&g->lock);
+	g->hold.on = false;
+	g->hold.broken = broken;
+	g->hold.held_ns = ktime_get_ns() - g->hold.since_ns;
+	g->holds_broken += broken;
+	list_splice_tail_init(&g->held, &g->released);
+	queue_work(asr_wq, &g->release_work);
+}
+
+static void release_work(struct work_struct *work)
+{
+	struct asr_group *g = container_of(work, struct asr_group, release_work);
+	struct asr_io *io, *next;
+	LIST_HEAD(list);
+
+	spin_lock_irq(&g->lock);
+	list_splice_init(&g->released, &list);
+	spin_unlock_irq(&g->lock);
+	/* dm calls .end_io again, which finds nothing left to do */
+	list_for_each_entry_safe(io, next, &list, link)
+		bio_endio(io->bio);
+}
+
+static void hold_work(struct work_struct *work)
+{
+	struct asr_group *g = container_of(to_delayed_work(work), struct asr_group, hold_work);
+	u64 now = ktime_get_ns();
+
+	spin_lock_irq(&g->lock);
+	if (g->hold.on && now >= g->hold.deadline_ns)
+		end_hold_locked(g, true);
+	else if (g->hold.on)
+		mod_delayed_work(asr_wq, &g->hold_work,
+				 nsecs_to_jiffies(g->hold.deadline_ns - now) + 1);
+	spin_unlock_irq(&g->lock);
+}
+
+void asr_group_break_hold(struct asr_group *g)
+{
+	spin_lock_irq(&g->lock);
+	if (g->hold.on)
+		end_hold_locked(g, true);
+	spin_unlock_irq(&g->lock);
+}
+
+static void begin_hold_locked(struct asr_group *g, u64 id, u64 hold_ns)
+{
+	u64 now = ktime_get_ns();
+
+	g->hold = (struct asr_hold){ .id = id, .on = true, .since_ns = now,
+				     .deadline_ns = now + hold_ns };
+	mod_delayed_work(asr_wq, &g->hold_work, nsecs_to_jiffies(hold_ns) + 1);
+}
+
+int asr_group_mark(struct asr_group *g, struct asr_mark *arg)
+{
+	struct asr_rec_mark p = { .flags = arg->flags };
+	bool hold = arg->flags & ASR_MARK_HOLD, wake;
+	int r;
+
+	if (arg->flags & ~ASR_MARK_HOLD || arg->reserved || !asr_group_name_valid(arg->name) ||
+	    arg->hold_ns > ASR_HOLD_MAX_NS)
+		return -EINVAL;
+	strscpy(p.name, arg->name, sizeof(p.name));
+
+	spin_lock_irq(&g->lock);
+	p.id = g->marks + 1;
+	if (hold && g->hold.on)
+		r = -EBUSY;
+	else if (g->state != ASR_STATE_CAPTURE)
+		r = -ENOSPC;
+	else
+		r = asr_ring_put_locked(g, ASR_KIND_MARK, ASR_DISK_NONE, &p, sizeof(p),
+					ASR_KEEP_WRITE, &arg->seq, &arg->time_ns);
+	if (!r) {
+		arg->id = p.id;
+		g->marks++;
+		if (hold)
+			begin_hold_locked(g, p.id, arg->hold_ns ?: ASR_HOLD_DEFAULT_NS);
+	}
+	wake = asr_ring_wake_due_locked(g);
+	spin_unlock_irq(&g->lock);
+	if (wake)
+		asr_ring_wake(g);
+	return r;
+}
+
+int asr_group_release(struct asr_group *g, struct asr_release *arg)
+{
+	struct asr_hold *h = &g->hold;
+	int r = -ENOENT;
+
+	spin_lock_irq(&g->lock);
+	if (arg->id && h->id == arg->id && (h->on || (h->broken && !h->reported))) {
+		if (h->on)
+			end_hold_locked(g, false);
+		h->reported = true;
+		arg->held_ns = h->held_ns;
+		arg->broken = h->broken;
+		arg->held = h->held;
+		r = 0;
+	}
+	spin_unlock_irq(&g->lock);
+	return r;
+}
+
+/* --------------------------------------------------------------- groups */
+
+static struct asr_group *find_group(const char *name)
+{
+	struct asr_group *g;
+
+	lockdep_assert_held(&asr_groups_mutex);
+	list_for_each_entry(g, &groups, link)
+		if (!strcmp(g->name, name))
+			return g;
+	return NULL;
+}
+
+static struct asr_group *alloc_group(const char *name, u64 ring_bytes, u64 first_seq)
+{
+	struct asr_group *g = kvzalloc(sizeof(*g), GFP_KERNEL);
+
+	if (!g)
+		return NULL;
+	if (asr_ring_init(&g->ring, ring_bytes, first_seq)) {
+		kvfree(g);
+		return NULL;
+	}
+	strscpy(g->name, name, sizeof(g->name));
+	spin_lock_init(&g->lock);
+	INIT_LIST_HEAD(&g->busy);
+	INIT_LIST_HEAD(&g->queue);
+	INIT_LIST_HEAD(&g->held);
+	INIT_LIST_HEAD(&g->released);
+	INIT_LIST_HEAD(&g->targets);
+	INIT_DELAYED_WORK(&g->queue_work, asr_capture_work);
+	INIT_DELAYED_WORK(&g->hold_work, hold_work);
+	INIT_WORK(&g->release_work, release_work);
+	INIT_WORK(&g->report_work, report_work);
+	init_waitqueue_head(&g->poll);
+	return g;
+}
+
+static void free_group(struct asr_group *g)
+{
+	int i;
+
+	cancel_delayed_work_sync(&g->hold_work);
+	cancel_delayed_work_sync(&g->queue_work);
+	cancel_work_sync(&g->release_work);
+	cancel_work_sync(&g->report_work);
+	for (i = 0; i < ASR_DISKS_MAX; i++)
+		kfree(g->disks[i]);	/* left, never announced; its maps are gone */
+	asr_ring_free(&g->ring);
+	kvfree(g);
+}
+
+/* Takes ring_bytes out of the budget. */
+static int budget_take(const char *name, u64 ring_bytes)
+{
+	int r = 0;
+
+	mutex_lock(&asr_groups_mutex);
+	if (find_group(name))
+		r = -EEXIST;
+	else if (ring_bytes_used + ring_bytes > ring_cap_bytes())
+		r = -EDQUOT;
+	else
+		ring_bytes_used += ring_bytes;
+	mutex_unlock(&asr_groups_mutex);
+	return r;
+}
+
+static int publish_group(struct asr_group *g)
+{
+	mutex_lock(&asr_groups_mutex);
+	if (find_group(g->name)) {
+		mutex_unlock(&asr_groups_mutex);
+		return -EEXIST;
+	}
+	spin_lock_irq(&g->lock);
+	asr_group_set_state_locked(g, ASR_STATE_CAPTURE, ASR_WHY_START);
+	g->nr_changes = 0;	/* a beginning is not a change */
+	spin_unlock_irq(&g->lock);
+	list_add_tail(&g->link, &groups);
+	__module_get(THIS_MODULE);
+	mutex_unlock(&asr_groups_mutex);
+	return 0;
+}
+
+int asr_group_create(const struct asr_group_create *arg)
+{
+	u64 ring_bytes = arg->ring_bytes ?: ASR_RING_DEFAULT;
+	struct asr_group *g;
+	int r;
+
+	if (arg->flags || arg->reserved || !asr_group_name_valid(arg->name) ||
+	    !is_power_of_2(ring_bytes) || ring_bytes < ASR_RING_MIN || ring_bytes > ASR_RING_MAX)
+		return -EINVAL;
+	r = budget_take(arg->name, ring_bytes);
+	if (r)
+		return r;
+	g = alloc_group(arg->name, ring_bytes, arg->first_seq ?: 1);
+	r = g ? publish_group(g) : -ENOMEM;
+	if (!r) {
+		DMINFO("group %s: created, ring of %llu MiB", g->name, ring_bytes >> 20);
+		return 0;
+	}
+	if (g)
+		free_group(g);
+	mutex_lock(&asr_groups_mutex);
+	ring_bytes_used -= ring_bytes;
+	mutex_unlock(&asr_groups_mutex);
+	return r;
+}
+
+static bool in_use(struct asr_group *g)
+{
+	int i;
+
+	lockdep_assert_held(&asr_groups_mutex);
+	for (i = 0; i < ASR_DISKS_MAX; i++)
+		if (g->disks[i] && g->disks[i]->targets)
+			return true;
+	return g->consumer;
+}
+
+int asr_group_delete(const char *name)
+{
+	struct asr_group *g;
+	int r = 0;
+
+	mutex_lock(&asr_groups_mutex);
+	g = find_group(name);
+	if (!g)
+		r = -ENOENT;
+	else if (in_use(g))
+		r = -EBUSY;
+	else {
+		list_del(&g->link);
+		ring_bytes_used -= g->ring.bytes;
+	}
+	mutex_unlock(&asr_groups_mutex);
+	if (r)
+		return r;
+	DMINFO("group %s: deleted", g->name);
+	free_group(g);
+	module_put(THIS_MODULE);
+	return 0;
+}
+
+static void fill_info_locked(struct asr_group *g, struct asr_group_info *i)
+{
+	struct asr_disk *d;
+	int n;
+
+	asr_ring_read_tail_locked(g);
+	i->state = g->state;
+	i->reason = g->why;
+	i->attached = !!g->consumer;
+	i->holding = g->hold.on;
+	i->ring_bytes = g->ring.bytes;
+	i->head = g->ring.head;
+	i->tail = g->ring.tail;
+	i->next_seq = g->ring.next_seq;
+	i->uncaptured = g->uncaptured;
+	i->overflows = g->overflows;
+	i->overlaps = g->overlaps;
+	i->wakeups = g->ring.wakeups;
+	i->holds_broken = g->holds_broken;
+	i->writes = g->writes;
+	i->write_bytes = g->write_bytes;
+	i->memory_bytes = sizeof(*g) + g->ring.bytes + 2 * PAGE_SIZE;
+	for (n = 0; n < ASR_DISKS_MAX; n++) {
+		d = g->disks[n];
+		if (!d || !d->live)
+			continue;
+		i->disks = n + 1;
+		i->dirty_chunks += d->map.marked;
+		i->memory_bytes += sizeof(*d) + d->map.chunks / 4;
+	}
+}
+
+int asr_group_info(struct asr_group_info *arg)
+{
+	struct asr_group_info out = { };
+	struct asr_group *g = NULL, *it;
+
+	arg->name[ASR_NAME_BYTES - 1] = 0;
+	mutex_lock(&asr_groups_mutex);
+	list_for_each_entry(it, &groups, link) {
+		if (arg->name[0] ? !strcmp(it->name, arg->name) : out.index == arg->index) {
+			g = it;
+			break;
+		}
+		out.index++;
+	}
+	if (g) {
+		strscpy(out.name, g->name, sizeof(out.name));
+		spin_lock_irq(&g->lock);
+		fill_info_locked(g, &out);
+		spin_unlock_irq(&g->lock);
+		*arg = out;
+	}
+	mutex_unlock(&asr_groups_mutex);
+	return g ? 0 : -ENOENT;
+}
+
+void asr_group_totals(struct asr_info *arg)
+{
+	struct asr_group *g;
+
+	mutex_lock(&asr_groups_mutex);
+	list_for_each_entry(g, &groups, link)
+		arg->groups++;
+	arg->ring_bytes_used = ring_bytes_used;
+	arg->ring_bytes_cap = ring_cap_bytes();
+	mutex_unlock(&asr_groups_mutex);
+}
+
+int asr_group_attach(const char *name, struct file *file, struct asr_group **out)
+{
+	struct asr_group *g;
+	int r = 0;
+
+	mutex_lock(&asr_groups_mutex);
+	g = find_group(name);
+	if (*out)
+		r = -EALREADY;
+	else if (!g)
+		r = -ENOENT;
+	else if (g->consumer)
+		r = -EBUSY;
+	else {
+		spin_lock_irq(&g->lock);
+		g->consumer = file;
+		asr_ring_attach_locked(g);
+		spin_unlock_irq(&g->lock);
+		smp_store_release(out, g);	/* pairs with the acquire of each ioctl */
+	}
+	mutex_unlock(&asr_groups_mutex);
+	if (!r)
+		asr_dirty_return(g);
+	return r;
+}
+
+void asr_group_detach(struct asr_group *g)
+{
+	asr_group_break_hold(g);
+	mutex_lock(&asr_groups_mutex);
+	spin_lock_irq(&g->lock);
+	asr_ring_read_tail_locked(g);	/* what it had consumed stays consumed */
+	g->consumer = NULL;
+	spin_unlock_irq(&g->lock);
+	mutex_unlock(&asr_groups_mutex);
+}
+
+/* ---------------------------------------------------------------- disks */
+
+static struct asr_disk *find_disk(struct asr_group *g, const char *name)
+{
+	int i;
+
+	for (i = 0; i < ASR_DISKS_MAX; i++)
+		if (g->disks[i] && !strcmp(g->disks[i]->name, name))
+			return g->disks[i];
+	return NULL;
+}
+
+static int free_slot(struct asr_group *g)
+{
+	int i;
+
+	for (i = 0; i < ASR_DISKS_MAX; i++)
+		if (!g->disks[i])
+			return i;
+	return -1;
+}
+
+static void join_locked(struct asr_target *t, struct asr_group *g, struct asr_disk *d)
+{
+	d->targets++;
+	t->group = g;
+	t->disk = d;
+	list_add_tail(&t->link, &g->targets);
+}
+
+/*
+ * Under the mutex. *fresh is a disk ready to be used when the name is new; t->
+ * spare are maps that fit the new table: taken by a new disk, kept in t for a
+ * disk that changes its size.
+ */
+static int bind(struct asr_target *t, struct asr_group *g, const char *name,
+		struct asr_disk **fresh)
+{
+	struct mapped_device *md = dm_table_get_md(t->ti->table);
+	struct asr_disk *d = find_disk(g, name);
+	int slot, r = 0;
+
+	if (d && d->targets && d->md != md) {
+		t->ti->error = "this disk name is in use by another device; choose another <disk>";
+		return -EBUSY;
+	}
+	spin_lock_irq(&g->lock);
+	if (!d) {
+		slot = free_slot(g);
+		if (slot < 0) {
+			t->ti->error = "the group is full: it has 256 disks already";
+			r = -ENOSPC;
+			goto out;
+		}
+		d = *fresh;
+		*fresh = NULL;
+		d->group = g;
+		d->slot = slot;
+		g->disks[slot] = d;
+	}
+	if (!d->targets) {	/* new, or left and not yet announced so */
+		d->sectors = t->sectors;
+		d->map = t->spare;
+		d->md = md;
+		memset(&t->spare, 0, sizeof(t->spare));
+	}
+	join_locked(t, g, d);
+out:
+	spin_unlock_irq(&g->lock);
+	return r;
+}
+
+int asr_disk_get(struct asr_target *t, const char *group, const char *name)
+{
+	struct asr_disk *fresh = kzalloc(sizeof(*fresh), GFP_KERNEL);
+	struct asr_group *g;
+	int r;
+
+	r = asr_dirty_alloc(&t->spare, t->sectors, 0);
+	if (r || !fresh) {
+		t->ti->error = r == -EFBIG ? "disk too large: at most 128 TiB" : "out of memory";
+		kfree(fresh);
+		return r ?: -ENOMEM;
+	}
+	strscpy(fresh->name, name, sizeof(fresh->name));
+	mutex_lock(&asr_groups_mutex);
+	g = find_group(group);
+	if (!g)
+		t->ti->error = "no such group; create it on the control device first";
+	r = g ? bind(t, g, name, &fresh) : -ENOENT;
+	mutex_unlock(&asr_groups_mutex);
+	kfree(fresh);
+	if (r || t->disk->sectors == t->sectors)
+		asr_dirty_free(&t->spare);
+	return r;
+}
+
+/* The last table is gone. Returns true when the object can go, too. */
+static bool leave_locked(struct asr_group *g, struct asr_disk *d, struct asr_map *map)
+{
+	bool known = d->live || d->announce;
+
+	*map = d->map;
+	memset(&d->map, 0, sizeof(d->map));
+	d->live = false;
+	d->md = NULL;
+	if (known)
+		announce_locked(d, 0);
+	if (d->announce)
+		return false;
+	g->disks[d->slot] = NULL;
+	return true;
+}
+
+void asr_disk_put(struct asr_target *t)
+{
+	struct asr_group *g = t->group;
+	struct asr_disk *gone = NULL;
+	struct asr_map map = { };
+	bool wake;
+
+	mutex_lock(&asr_groups_mutex);
+	spin_lock_irq(&g->lock);
+	list_del(&t->link);
+	if (!--t->disk->targets && leave_locked(g, t->disk, &map))
+		gone = t->disk;
+	wake = asr_ring_wake_due_locked(g);
+	if (wake)	/* under the lock: the group may go once we have unlocked */
+		asr_ring_wake(g);
+	spin_unlock_irq(&g->lock);
+	mutex_unlock(&asr_groups_mutex);
+	kfree(gone);
+	asr_dirty_free(&map);
+	asr_dirty_free(&t->spare);
+}
+
+int asr_disk_resume(struct asr_target *t)
+{
+	struct asr_group *g = t->group;
+	struct asr_disk *d = t->disk;
+	int r = 0;
+	bool wake;
+
+	spin_lock_irq(&g->lock);
+	if (d->sectors != t->sectors) {
+		if (WARN_ON_ONCE(!t->spare.dirty)) {
+			r = -EINVAL;
+			goto out;
+		}
+		asr_dirty_resize_locked(d, &t->spare);
+		d->sectors = t->sectors;
+		announce_locked(d, d->live ? 0 : ASR_DISKF_DIRTY);
+	} else if (!d->live) {
+		announce_locked(d, ASR_DISKF_DIRTY);
+	}
+	d->live = true;
+	d->start = t->start;
+	d->lower = t->dev->bdev->bd_dev;
+out:
+	wake = asr_ring_wake_due_locked(g);
+	spin_unlock_irq(&g->lock);
+	if (wake)
+		asr_ring_wake(g);
+	return r;
+}
+
+int asr_disk_info(struct asr_group *g, struct asr_disk_info *arg)
+{
+	struct asr_disk_info out = { .slot = arg->slot };
+	struct asr_disk *d;
+
+	if (arg->slot >= ASR_DISKS_MAX)
+		return -EINVAL;
+	spin_lock_irq(&g->lock);
+	d = g->disks[arg->slot];
+	if (d && !d->live)
+		d = NULL;	/* its first table waits to be resumed, or it has left */
+	if (d) {
+		out.active = d->targets;
+		out.sectors = d->sectors;
+		out.start_sector = d->start;
+		out.lower_major = MAJOR(d->lower);
+		out.lower_minor = MINOR(d->lower);
+		out.dirty_chunks = d->map.marked;
+		out.errors = d->errors;
+		memcpy(out.name, d->name, sizeof(out.name));
+		*arg = out;
+	}
+	spin_unlock_irq(&g->lock);
+	return d ? 0 : -ENOENT;
+}
