@@ -33,8 +33,8 @@ done
 
 # Only seal.c, tls.c, ident.c, regkey.c and conn.c speak to the cryptographic library.
 for f in $(echo "$files" | grep -E '^(userland|tools)/.*\.c$'); do
-	case $f in userland/seal.c|userland/tls.c|userland/ident.c|userland/regkey.c|userland/conn.c) ;; *)
-		grep -n '#include <openssl/' "$f" && say "$f: OpenSSL belongs into seal.c, tls.c, ident.c, regkey.c, conn.c" ;;
+	case $f in userland/seal.c|userland/tls.c|userland/ident.c|userland/enrol.c|userland/regkey.c|userland/conn.c) ;; *)
+		grep -n '#include <openssl/' "$f" && say "$f: OpenSSL belongs into seal.c, tls.c, ident.c, enrol.c, regkey.c, conn.c" ;;
 	esac
 done
 
