@@ -231,6 +231,7 @@ struct tls_files {
 int tls_client(const struct tls_files *f, bool enrol, SSL_CTX **ctx, struct why *why);
 /* accepts both ALPNs; a client certificate is asked for, not required: see conn_peer */
 int tls_server(const struct tls_files *f, SSL_CTX **ctx, struct why *why);
+void tls_free(SSL_CTX *ctx);	/* NULL is fine; connections keep their own reference */
 /* The "asr:..." URI of a certificate; -ENOENT: it has none */
 int tls_cert_uri(const X509 *cert, char *out, size_t bytes);
 

@@ -177,3 +177,8 @@ int tls_server(const struct tls_files *f, SSL_CTX **ctx, struct why *why)
 	SSL_CTX_set_alpn_select_cb(*ctx, pick_alpn, NULL);
 	return 0;
 }
+
+void tls_free(SSL_CTX *ctx)
+{
+	SSL_CTX_free(ctx);
+}
