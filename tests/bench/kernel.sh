@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# kernel.sh - what a write costs, in instructions: build/bench/kernel.json and a table.
+#
+# QEMU's -icount makes one instruction one nanosecond, on one CPU, with brd below:
+# medians repeat exactly. "fixed" is asr without its copy over dm-linear. Rows of
+# asr_drain count every task of the guest but the vault until the writes are
+# durable; p50 and p99 are over repeated runs there.
+set -eu
+cd "$(dirname "$0")/../.."
+VM_OUT=$PWD/build/bench/kernel.d
+# shellcheck source=tests/vm/vm.sh
+. tests/vm/vm.sh
+mkdir -p build/bench
+rows=build/bench/kernel.rows
+: > $rows
+for series in ${SERIES:-6.1 6.12}; do
+	echo "kernel $series: booting under -icount (minutes)"
+	VM_TIMEOUT=1500 vm_run "k$series" "$series" --icount --mem 1536 --script tests/bench/kernel-guest.sh ||
+		fail "the bench failed on $series"
+	sed -n 's/^row //p' "$VM_OUT/k$series/out" | sed "s/^/$series /" >> $rows
+done
+jq -Rn '[inputs | capture("^(?<kernel>[^ ]+) (?<target>[^ ]+) (?<j>.*)$") | . + (.j | fromjson) | del(.j)]
+	| group_by([.kernel, .job, .target]) | map(
+	  (map(.all_tasks) | sort) as $all | .[0] as $r
+	  | {kernel: $r.kernel, job: $r.job, target: $r.target}
+	  + (if $r.target == "asr_drain"
+	     then {instructions_p50: $all[length / 2 | floor], instructions_p99: $all[-1]}
+	     else {instructions_p50: $r.instructions_p50, instructions_p99: $r.instructions_p99} end)
+	  + {all_tasks: $all[length / 2 | floor], writes: (map(.writes) | add)}
+	  + (if $r.wakeups == null then {} else {wakeups: (map(.wakeups) | add)} end))' $rows > build/bench/kernel.json
+jq -r '
+	def row($k; $j; $t): map(select(.kernel == $k and .job == $j and .target == $t))[0];
+	. as $all | (map(.kernel) | unique)[] as $k | ("w4q1", "w4q16", "s64", "fs4") as $j
+	| [$k, $j] + [("raw", "linear", "logwrites", "asr_nocopy", "asr") as $t | $all | row($k; $j; $t).instructions_p50]
+	  + [($all | row($k; $j; "asr_nocopy").instructions_p50 - row($k; $j; "linear").instructions_p50),
+	     ($all | row($k; $j; "asr_drain").all_tasks - row($k; $j; "raw").all_tasks),
+	     ($all | row($k; $j; "asr_drain") | .wakeups / .writes * 64 * 100 | round / 100)]
+	| @tsv' build/bench/kernel.json |
+	awk 'BEGIN { printf "%-7s%-7s%9s%9s%10s%11s%9s%8s%13s%14s\n", "kernel", "job", "raw", "linear", "logwrites",
+		"asr_nocopy", "asr", "fixed", "drain - raw", "wakeups / 64" }
+	{ printf "%-7s%-7s%9s%9s%10s%11s%9s%8s%13s%14s\n", $1, $2, $3, $4, $5, $6, $7, $8, $9, $10 }'
