@@ -1,0 +1,71 @@
+# shellcheck shell=bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# guest-lib.sh - the source host of the end-to-end tests; to be sourced in the guest.
+#
+#   source_up DISKS [RING]   group g over linear volumes d0 d1 ... protected live,
+#                            and, unless NO_WAIT is set, consistent
+#   asrd_start, asrd_kill
+#   stamp_start OPTION...    asr-stamp over all volumes, its log to the host
+#   stamp_stop               ends it; its log is whole then
+#   drained                  all that was written is durable at the vault, and consistent
+# shellcheck source=tests/lib.sh
+. /asr/lib.sh
+
+asrd_start() {
+	asrd --state-dir /var/lib/asr 2>> /run/asrd.log &
+	ASRD_PID=$!
+	retry_until 60 asrctl status > /dev/null || { tail -n 5 /run/asrd.log; fail "asrd does not start"; }
+}
+
+asrd_kill() {
+	kill -9 "$ASRD_PID"
+	wait "$ASRD_PID" 2> /dev/null || true
+}
+
+group_json() { asrctl group show g -o json; }
+consistent() { group_json | grep -q '"consistent": *true'; }
+drained() {
+	local j
+	j=$(group_json) || return 1
+	grep -q '"consistent": *true' <<< "$j" && grep -q '"rpo_bytes": *0\b' <<< "$j" &&
+		grep -Eq '"rpo_s": *0(\.0*)?\b' <<< "$j"
+}
+
+source_up() { # DISKS [RING]
+	local i
+	modprobe dm_asr
+	mkdir -p /run/asr /var/lib/asr
+	asrd_start
+	asrctl register --key /asr/in/regkey --host source || fail "register"
+	asrctl group create g --recipient /asr/in/recipient.crt --ring-size "${2:-16M}" || fail "group create"
+	VOLUMES=()
+	for ((i = 0; i < $1; i++)); do
+		dmsetup create "v$i" --table "0 $(blockdev --getsz "/dev/d$i") linear /dev/d$i 0"
+		asrctl disk protect "/dev/mapper/v$i" --group g --name "d$i" --no-wait || fail "disk protect"
+		VOLUMES+=("/dev/mapper/v$i")
+	done
+	[ -n "${NO_WAIT:-}" ] || retry_until 120 drained || { asrctl status; tail -n 5 /run/asrd.log; fail "no initial copy"; }
+}
+
+stamp_start() {
+	asr-stamp --log /dev/virtio-ports/stamplog --seconds 0 "$@" "${VOLUMES[@]}" > /run/stamp.log 2>&1 &
+	STAMP_PID=$!
+}
+
+stamp_stop() {
+	kill "$STAMP_PID"
+	wait "$STAMP_PID" || { cat /run/stamp.log; fail "the workload failed"; }
+	cat /run/stamp.log
+}
+
+source_down() {
+	local i
+	for i in "${!VOLUMES[@]}"; do
+		asrctl disk unprotect "/dev/mapper/v$i" || fail "disk unprotect"
+		dmsetup remove "v$i" || fail "remove"
+	done
+	asrctl group delete g || fail "group delete"
+	kill "$ASRD_PID"
+	wait "$ASRD_PID" || fail "asrd ended with status $?"
+}
