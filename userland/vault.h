@@ -112,7 +112,7 @@ const char *store_path(const struct store *s);
 #define SEG_TRAILER_MAGIC	0x52545341u	/* "ASTR" */
 #define SEG_VERSION		1
 #define SEG_BYTES_DEFAULT	(64u << 20)
-#define SEG_FOOT_MAX		(256u << 20)
+#define SEG_FOOT_MAX		(512u << 20)
 
 struct seg_hdr {			/* offset 0 */
 	uint32_t magic;
@@ -129,22 +129,31 @@ struct seg_env {			/* before each frame, at a multiple of 8 */
 	uint32_t magic;
 	uint32_t bytes;			/* of the frame; padded with zeroes to 8 */
 	uint64_t frame_no;
+	uint64_t durable_no;		/* frames up to here were durable when this was made */
 	uint64_t arrival_ns;
 	uint64_t check;			/* XXH3-64 of the frame, seeded with that
 					   of the fields before this one */
 };
 
-/* The footer: seg_foot, frames, records, events, disks; then seg_trailer. */
+/*
+ * The footer: seg_foot, frames, events, disks (the head), then the records;
+ * then seg_trailer. All of it follows from the frames and from the segment
+ * before: it can be made again, to the same bytes.
+ */
 struct seg_foot {
 	uint32_t magic;
 	uint32_t version;
 	uint32_t frames, records, events, disks;
 	uint32_t begin_consistent;	/* the stream was consistent before the first frame */
 	uint32_t end_consistent;
-	uint64_t writes;		/* ring records with content: WRITE, ZEROES, DISCARD */
+	uint64_t writes;		/* WRITE, ZEROES and DISCARD records */
 	uint64_t first_seq, last_seq;
-	uint64_t first_time_ns, last_time_ns;	/* least and greatest */
+	uint64_t least_time_ns, greatest_time_ns;
+	uint64_t last_time_ns;		/* of the last record */
+	uint64_t begin_seq;		/* of the last record before; 0: there is none */
+	uint64_t begin_time_ns;
 	uint8_t prev_tag[ASR_TAG_BYTES];	/* of the frame before the first */
+	uint8_t last_tag[ASR_TAG_BYTES];
 };
 
 struct seg_frame {			/* in order; frame_no = first + index */
@@ -152,12 +161,12 @@ struct seg_frame {			/* in order; frame_no = first + index */
 	uint32_t bytes;
 	uint32_t records;
 	uint64_t first_seq, last_seq;
-	uint64_t first_time_ns, last_time_ns;
+	uint64_t least_time_ns, greatest_time_ns;
 	uint64_t arrival_ns;
 	uint8_t tag[ASR_TAG_BYTES];
 };
 
-struct seg_rec {			/* records with content, by disk, sector, place */
+struct seg_rec {			/* records with content, by disk, sector, frame, record */
 	uint64_t seq;
 	uint64_t sector;
 	uint32_t sectors;
@@ -174,7 +183,7 @@ struct seg_event {			/* MARK, STATE, DISK, RESYNC_*, in order */
 	uint64_t prev_seq;		/* of the record before it; 0: it is the first */
 	uint64_t prev_time_ns;
 	uint64_t value;			/* MARK: id; STATE: from << 32 | to; DISK: sectors */
-	uint64_t writes;		/* content records of this segment before it */
+	uint64_t writes;		/* foot.writes before it */
 	uint32_t frame;
 	uint16_t record;
 	uint16_t disk;
@@ -183,7 +192,7 @@ struct seg_event {			/* MARK, STATE, DISK, RESYNC_*, in order */
 	uint8_t consistency;		/* enum consistency */
 	uint8_t consistent;		/* 1: it is, after this record */
 	uint8_t reserved;
-	char name[ASR_NAME_BYTES];
+	char name[ASR_NAME_BYTES];	/* MARK, DISK */
 };
 
 struct seg_disk {			/* disks of the stream when the segment begins */
@@ -196,7 +205,8 @@ struct seg_disk {			/* disks of the stream when the segment begins */
 struct seg_trailer {
 	uint64_t foot_offset;
 	uint64_t foot_bytes;		/* without the trailer */
-	uint64_t foot_check;		/* XXH3-64 of the footer */
+	uint64_t head_check;		/* XXH3-64 of the footer's head */
+	uint64_t recs_check;		/* ... and of its records */
 	uint32_t reserved;
 	uint32_t magic;
 	uint64_t check;			/* XXH3-64 of all before */
@@ -207,57 +217,64 @@ struct seg_state {
 	uint64_t next_frame_no;
 	uint64_t next_number;		/* of segments */
 	uint64_t last_seq, last_time_ns;
-	uint64_t writes;
 	uint8_t last_tag[ASR_TAG_BYTES];
 	bool consistent;
-	uint16_t disks;			/* in use below */
+	uint32_t disks;			/* in use below, by slot */
 	struct seg_disk disk[ASR_DISKS_MAX];
 };
 
 /* The derived part of a segment in memory: gathered frame by frame, or loaded. */
 struct seg_table {
 	struct seg_foot foot;
-	struct seg_frame *frames;
+	struct seg_frame *frames;	/* NULL when left unloaded; so recs */
 	struct seg_rec *recs;
 	struct seg_event *events;
 	struct seg_disk *disks;
-	size_t frames_room, recs_room, events_room;
-	bool sorted;
+	uint32_t frames_room, recs_room, events_room;
 };
 
 void seg_hdr_make(struct seg_hdr *h, const uint8_t *group, const uint8_t *stream,
 		  uint64_t number, uint64_t first_frame_no);
 int seg_hdr_check(const struct seg_hdr *h, struct why *why);	/* pure */
-void seg_env_make(struct seg_env *e, const uint8_t *frame, size_t bytes, uint64_t frame_no);
-/* Envelope and its frame: data at an envelope, bytes to the end. pure.
-   Returns the bytes they take together, or -EBADMSG. */
+void seg_env_make(struct seg_env *e, const uint8_t *frame, size_t bytes, uint64_t frame_no,
+		  uint64_t durable_no, uint64_t arrival_ns);
+/* Envelope, frame and padding, bytes to the end. pure. Returns the bytes they
+   take together, or -EBADMSG. */
 int64_t seg_env_check(const uint8_t *data, size_t bytes, struct why *why);
 
 void seg_state_init(struct seg_state *st);
-int seg_table_begin(struct seg_table *t, const struct seg_state *st);
-/* Adds a parsed frame that stands at offset; moves st on. Frame number, chain
-   and sequence must fit: -EBADMSG with why, nothing changed. */
+/* Frame number, chain and sequence of the next frame: -EBADMSG with why */
 int seg_frame_fits(const struct seg_state *st, const struct frame_view *v, struct why *why);
+int seg_table_begin(struct seg_table *t, const struct seg_state *st);
+/* Adds a parsed frame that fits and stands at offset; moves st on. 0 or -ENOMEM */
 int seg_table_add(struct seg_table *t, struct seg_state *st, const struct frame_view *v,
 		  uint64_t offset, uint64_t arrival_ns);
-/* Sorts, and makes footer and trailer as they follow the frames, at foot_offset */
+/* Sorts the records; footer and trailer as they stand at foot_offset */
 int seg_foot_make(struct seg_table *t, uint64_t foot_offset, uint8_t **out, size_t *bytes);
-/* pure; strict: every count, index and order. The table owns copies. */
-int seg_foot_parse(const uint8_t *foot, size_t bytes, struct seg_table *t, struct why *why);
+/* pure; strict: every count, place and order. The table owns copies. head: how
+   many bytes seg_foot_parse wants, by the fixed part; recs come behind it. */
 int seg_trailer_check(const struct seg_trailer *tr, uint64_t file_bytes, struct why *why);
-/* The state after a loaded segment whose header is h */
+int seg_head_bytes(const struct seg_foot *foot, uint64_t foot_bytes, size_t *head, struct why *why);
+int seg_foot_parse(const uint8_t *head, size_t bytes, struct seg_table *t, struct why *why);
+int seg_recs_parse(const uint8_t *recs, size_t bytes, struct seg_table *t, struct why *why);
+uint64_t seg_check(const void *data, size_t bytes);
+/* The state after a segment whose header is h */
 void seg_state_after(struct seg_state *st, const struct seg_hdr *h, const struct seg_table *t);
+/* One DISK event's effect on the disks in use */
+void seg_state_disk(struct seg_state *st, uint16_t disk, uint64_t sectors, const char *name);
 void seg_table_free(struct seg_table *t);
 /*
- * Walks the frames of an open segment from offset sizeof(struct seg_hdr).
- * Ends well at the first thing that is no whole frame: *end is its offset.
- * *torn: bytes behind the end that are not zero and not a footer; whole
- * frames behind a broken one are -EBADMSG, for that is damage, no torn tail.
+ * Reads the frames of an unsealed segment into t and st, from behind its
+ * header up to the first thing that is no whole frame: *end is its offset.
+ * *torn: what stands there is neither nothing, zeroes nor a footer. -EBADMSG:
+ * what is broken there was durable once, a later envelope says so.
  */
 int seg_scan(int fd, uint64_t file_bytes, const struct seg_hdr *h, struct seg_table *t,
 	     struct seg_state *st, uint64_t *end, bool *torn, struct why *why);
 /* "groups/<uuid>/segments/<stream>-<frame no>", without .open or .seg */
-void seg_name(const uint8_t *group, const uint8_t *stream, uint64_t first_frame_no, char out[160]);
+#define SEG_NAME_BYTES	160
+void seg_name(const uint8_t *group, const uint8_t *stream, uint64_t first_frame_no,
+	      char out[SEG_NAME_BYTES]);
 
 /* -------------------------------------------------------------- index.c */
 
