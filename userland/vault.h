@@ -283,8 +283,8 @@ struct index_seg {
 	char file[80];			/* name in segments/, with .seg or .open */
 	struct seg_hdr hdr;
 	struct seg_table table;		/* records are loaded by index_seg_load */
-	uint64_t end;			/* of the frames */
-	bool sealed, loaded;
+	uint64_t bytes;			/* of the frames and what precedes them */
+	bool sealed;
 };
 
 struct index_stream {
@@ -314,9 +314,17 @@ int index_open(const char *dir, const char *group, struct index **out, struct wh
 void index_close(struct index *ix);
 /* Names of the groups in a vault: [{"name","uuid","host"}] */
 json_t *index_groups(const char *dir, struct why *why);
-/* The record table of a segment, read and checked now */
+/* Frame and record table of a sealed segment, read and checked now */
 int index_seg_load(struct index *ix, struct index_seg *seg, struct why *why);
 void index_seg_unload(struct index_seg *seg);
+/*
+ * One whole frame, its envelope, padding, structure and place in table checked.
+ * buf holds sizeof(struct seg_env) + ASR_FRAME_MAX + 8, aligned to 8; v points
+ * into it. -EBADMSG: why names file, offset and frame.
+ */
+int index_frame_read(struct index *ix, struct index_seg *seg, uint32_t frame, uint8_t *buf,
+		     struct frame_view *v, struct why *why);
+#define INDEX_FRAME_ROOM	(sizeof(struct seg_env) + ASR_FRAME_MAX + 8)
 /* The wrapped group data key (CMS DER) */
 int index_wrapped_key(struct index *ix, uint8_t **der, size_t *bytes, struct why *why);
 
