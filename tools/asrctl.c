@@ -1,0 +1,428 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * asrctl: the one tool that drives dm-asr.
+ *
+ * Design. Everything a person can type stands in commands[]: words, options,
+ * their help. Parsing, --help, the answer to a mistyped word, and completion
+ * all read that table, so they cannot disagree; a test compares it with the
+ * man page. A command is "noun", "noun verb", or "noun verb verb" (vault key
+ * create), each with its own options; options may stand anywhere after it.
+ *
+ * Invariants. Exit status 0: done; 1: failed, with one line on stderr that
+ * says why (and {"error"} on stdout with -o json); 2: wrong usage, nothing
+ * was tried.
+ */
+#include "asrctl.h"
+
+#include <errno.h>
+#include <string.h>
+
+#define OPT(n, a, h, ...) { .name = n, .arg = a, .help = h, ##__VA_ARGS__ }
+#define OPT_CONTROL	OPT("control", "PATH", "control socket of asrd [" ASR_SOCKET "]")
+#define OPT_VAULT_DIR	OPT("vault-dir", "DIR", "the vault's folder [" ASR_VAULT_DIR "]")
+#define OPTS(...)	(const struct opt[]){ __VA_ARGS__, { .name = NULL } }
+
+const struct opt common_opts[] = {
+	OPT("output", "FORMAT", "table (the default) or json; short: -o"),
+	OPT("help", NULL, "this text; short: -h"),
+	{ .name = NULL }
+};
+
+const struct command commands[] = {
+	{ "vault", "init", "DIR", "make a vault: its folder, catalogue and CA", 1, 1, vault_init,
+	  OPTS(OPT("address", "HOST", "name or IP address by which hosts reach it", .required = true),
+	       OPT("port", "PORT", "port on which it listens [20003]")) },
+	{ "vault", "key create", "", "make a registration key, with which one host can enrol",
+	  0, 0, vault_key_create,
+	  OPTS(OPT("expires", "TIME", "how long it may be used: 90m, 12h, 5d [5d]"),
+	       OPT("out", "FILE", "write it to a new file instead of showing it"), OPT_VAULT_DIR) },
+	{ "vault", "key list", "", "registration keys, and what became of them", 0, 0, vault_key_list,
+	  OPTS(OPT_VAULT_DIR) },
+	{ "vault", "key revoke", "ID", "make an unused registration key worthless", 1, 1,
+	  vault_key_revoke, OPTS(OPT_VAULT_DIR) },
+	{ "vault", "status", "", "the vault daemon, its hosts and groups", 0, 0, vault_status,
+	  OPTS(OPT("vault-control", "PATH", "control socket of asr-vaultd [" ASR_VAULT_SOCKET "]"),
+	       OPT_VAULT_DIR) },
+	{ "register", NULL, "", "enrol this host with a vault", 0, 0, register_host,
+	  OPTS(OPT("key", "FILE", "registration key made by the vault; - reads it from stdin",
+		 .required = true),
+	       OPT("host", "NAME", "name of this host [the machine's own]"),
+	       OPT("state-dir", "DIR", "where asrd keeps its state [" ASR_STATE_DIR "]"), OPT_CONTROL) },
+	{ "group", "create", "NAME", "make a consistency group", 1, 1, group_create,
+	  OPTS(OPT("recipient", "CERT.pem", "certificate whose private key can restore; may be repeated",
+		 .repeat = true, .required = true),
+	       OPT("ring-size", "SIZE", "memory for writes not yet shipped, 1M to 4G [64M]"),
+	       OPT("compression", "LEVEL", "zstd level, 0 (off) to 19 [asrd's own]"), OPT_CONTROL) },
+	{ "group", "list", "", "the groups of this host", 0, 0, group_list, OPTS(OPT_CONTROL) },
+	{ "group", "show", "NAME", "one group, all of it", 1, 1, group_show, OPTS(OPT_CONTROL) },
+	{ "group", "mark", "NAME", "name this moment, to be restored by that name", 1, 1, group_mark,
+	  OPTS(OPT("name", "MARK", "name of the moment", .required = true), OPT_CONTROL) },
+	{ "group", "delete", "NAME", "forget a group that protects no disk", 1, 1, group_delete,
+	  OPTS(OPT_CONTROL) },
+	{ "disk", "protect", "DEVICE", "put a block device under protection, live", 1, 1, disk_protect,
+	  OPTS(OPT("group", "NAME", "the group it joins", .required = true),
+	       OPT("name", "DISK", "name of the disk in the group [the device's own]"),
+	       OPT("no-wait", NULL, "do not wait for the initial copy"), OPT_CONTROL) },
+	{ "disk", "unprotect", "DEVICE|DISK", "take a device out of protection, live", 1, 1,
+	  disk_unprotect, NULL },
+	{ "disk", "list", "", "the protected disks of this host", 0, 0, disk_list, OPTS(OPT_CONTROL) },
+	{ "status", NULL, "", "state, recovery point objective, ring, rates", 0, 0, status_show,
+	  OPTS(OPT("watch", NULL, "go on showing it"),
+	       OPT("interval", "SECONDS", "time between two showings [1]"),
+	       OPT("count", "N", "end after so many showings"), OPT_CONTROL) },
+	{ "point", "list", "GROUP", "the moments that can be restored", 1, 1, point_show,
+	  OPTS(OPT_VAULT_DIR) },
+	{ "restore", NULL, "GROUP", "write a disk, as it was at a moment, to a file", 1, 1, restore_run,
+	  OPTS(OPT("disk", "DISK", "which disk of the group", .required = true),
+	       OPT("point", "POINT", "latest, seq:N, time:RFC3339 or name:MARK", .required = true),
+	       OPT("key", "KEY.pem", "private key of a recipient of the group", .required = true),
+	       OPT("cert", "CERT.pem", "that recipient's certificate [tries all]"),
+	       OPT("passphrase-file", "FILE", "file with the passphrase of the private key"),
+	       OPT("to", "FILE", "the image: a new, sparse, raw file", .required = true),
+	       OPT_VAULT_DIR) },
+	{ "completion", NULL, "bash", "a completion script for that shell", 1, 1, complete_bash, NULL },
+	{ .noun = NULL }
+};
+
+/* --------------------------------------------------------------- arguments */
+
+const char *arg_nth(const struct args *a, const char *name, unsigned int n)
+{
+	for (unsigned int i = 0; i < a->given_count; i++)
+		if (!strcmp(a->given[i].opt->name, name) && !n--)
+			return a->given[i].value;
+	return NULL;
+}
+
+const char *arg_value(const struct args *a, const char *name, const char *fallback)
+{
+	const char *value = arg_nth(a, name, 0);
+
+	return value ? value : fallback;
+}
+
+bool arg_given(const struct args *a, const char *name)
+{
+	return arg_nth(a, name, 0);
+}
+
+/* ------------------------------------------------------------------- help */
+
+static void help_opts(const struct opt *opts)
+{
+	char left[64];
+
+	for (const struct opt *o = opts; o && o->name; o++) {
+		snprintf(left, sizeof(left), "--%s%s%s", o->name, o->arg ? " " : "", o->arg ? o->arg : "");
+		printf("  %-28s %s%s\n", left, o->help, o->required ? " (required)" : "");
+	}
+}
+
+static char *command_words(const struct command *c, char *buf, size_t bytes)
+{
+	snprintf(buf, bytes, "%s%s%s", c->noun, c->verb ? " " : "", c->verb ? c->verb : "");
+	return buf;
+}
+
+static void help_command(const struct command *c)
+{
+	char words[64];
+
+	printf("usage: asrctl %s%s%s [options]\n\n%s\n\noptions:\n", command_words(c, words, sizeof(words)),
+	       *c->usage ? " " : "", c->usage, c->help);
+	help_opts(c->opts);
+	help_opts(common_opts);
+}
+
+/* All commands, or those that begin with the words of prefix */
+static void help_list(const char *prefix)
+{
+	char words[64], left[96];
+
+	printf("usage: asrctl %s... [options]\n\ncommands:\n", prefix);
+	for (const struct command *c = commands; c->noun; c++) {
+		command_words(c, words, sizeof(words));
+		if (strncmp(words, prefix, strlen(prefix)))
+			continue;
+		snprintf(left, sizeof(left), "%s %s", words, c->usage);
+		printf("  %-28s %s\n", left, c->help);
+	}
+	printf("\n`asrctl COMMAND --help` lists the options of a command; "
+	       "`asrctl --version` shows the version.\n");
+}
+
+/* -------------------------------------------------- mistyped, and the like */
+
+static size_t distance(const char *a, const char *b)
+{
+	size_t n = strlen(b), row[64], diagonal, above;
+
+	if (strlen(a) >= 64 || n >= 64)
+		return 64;
+	for (size_t j = 0; j <= n; j++)
+		row[j] = j;
+	for (size_t i = 1; a[i - 1]; i++) {
+		diagonal = row[0];
+		row[0] = i;
+		for (size_t j = 1; j <= n; j++) {
+			size_t best = diagonal + (a[i - 1] != b[j - 1]);
+
+			above = row[j];
+			if (above + 1 < best)
+				best = above + 1;
+			if (row[j - 1] + 1 < best)
+				best = row[j - 1] + 1;
+			diagonal = above;
+			row[j] = best;
+		}
+	}
+	return row[n];
+}
+
+struct nearest {
+	const char *word;
+	char best[64];
+	size_t distance;
+};
+
+static void nearest_try(struct nearest *n, const char *candidate)
+{
+	size_t d = distance(n->word, candidate);
+
+	if (d >= n->distance || d > 1 + strlen(candidate) / 3)
+		return;
+	n->distance = d;
+	snprintf(n->best, sizeof(n->best), "%s", candidate);
+}
+
+static int usage(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+static int usage(const char *fmt, ...)
+{
+	va_list ap;
+
+	fputs("asrctl: ", stderr);
+	va_start(ap, fmt);
+	vfprintf(stderr, fmt, ap);
+	va_end(ap);
+	fputc('\n', stderr);
+	return EXIT_USAGE;
+}
+
+/* given: what of words was understood; the next word was not */
+static int unknown_command(const char *given, const char *word)
+{
+	struct nearest n = { .word = word, .distance = 64 };
+	size_t len = strlen(given);
+	char words[64], next[64];
+
+	for (const struct command *c = commands; c->noun; c++) {
+		command_words(c, words, sizeof(words));
+		if (strncmp(words, given, len))
+			continue;
+		snprintf(next, sizeof(next), "%.*s", (int)strcspn(words + len, " "), words + len);
+		nearest_try(&n, next);
+	}
+	if (n.distance < 64)
+		return usage("there is no command \"%s%s\"; did you mean \"%s%s\"?", given, word, given, n.best);
+	return usage("there is no command \"%s%s\"; `asrctl --help` lists them", given, word);
+}
+
+static int unknown_option(const struct command *c, const char *name)
+{
+	struct nearest n = { .word = name, .distance = 64 };
+	char words[64];
+
+	for (const struct opt *o = c->opts; o && o->name; o++)
+		nearest_try(&n, o->name);
+	for (const struct opt *o = common_opts; o->name; o++)
+		nearest_try(&n, o->name);
+	command_words(c, words, sizeof(words));
+	if (n.distance < 64)
+		return usage("%s has no option --%s; did you mean --%s?", words, name, n.best);
+	return usage("%s has no option --%s; `asrctl %s --help` lists them", words, name, words);
+}
+
+/* ---------------------------------------------------------------- parsing */
+
+static const struct opt *find_opt(const struct opt *opts, const char *name, size_t len)
+{
+	for (const struct opt *o = opts; o && o->name; o++)
+		if (strlen(o->name) == len && !memcmp(o->name, name, len))
+			return o;
+	return NULL;
+}
+
+static int take_option(struct args *a, const struct opt *o, const char *value, bool has_value)
+{
+	if (!o->arg && has_value)
+		return usage("--%s takes no value", o->name);
+	if (o->arg && (!value || !*value))
+		return usage("--%s wants a value: %s", o->name, o->arg);
+	if (!o->repeat && arg_given(a, o->name))
+		return usage("--%s is given twice", o->name);
+	if (a->given_count == ARGS_MAX)
+		return usage("too many options");
+	if (!strcmp(o->name, "output")) {
+		a->json = !strcmp(value, "json");
+		if (!a->json && strcmp(value, "table"))
+			return usage("--output is table or json, not \"%s\"", value);
+	}
+	a->given[a->given_count].opt = o;
+	a->given[a->given_count++].value = o->arg ? value : "";
+	return 0;
+}
+
+/* One option that begins at argv[*i]; moves *i over its value. */
+static int parse_option(struct args *a, int argc, char **argv, int *i)
+{
+	const char *word = argv[*i], *name = word + 2, *value;
+	const struct opt *o;
+	size_t len;
+
+	if (word[1] != '-') {
+		name = word[1] == 'o' ? "output" : word[1] == 'h' ? "help" : NULL;
+		if (!name || (word[1] == 'h' && word[2]))
+			return usage("there is no option %s; `asrctl --help` tells more", word);
+		value = word[2] ? word + 2 : NULL;
+	} else {
+		value = strchr(word, '=');
+	}
+	len = word[1] == '-' && value ? (size_t)(value - name) : strlen(name);
+	if (word[1] == '-' && value)
+		value++;
+	o = find_opt(a->command->opts, name, len);
+	if (!o)
+		o = find_opt(common_opts, name, len);
+	if (!o) {
+		char text[64];
+
+		snprintf(text, sizeof(text), "%.*s", (int)len, name);
+		return unknown_option(a->command, text);
+	}
+	if (o->arg && !value && *i + 1 < argc)
+		return take_option(a, o, argv[++*i], true);
+	return take_option(a, o, value, value);
+}
+
+static int parse_rest(struct args *a, int argc, char **argv)
+{
+	const struct command *c = a->command;
+	char words[64];
+	bool plain = false;
+	int err;
+
+	command_words(c, words, sizeof(words));
+	for (int i = 0; i < argc; i++) {
+		if (!plain && !strcmp(argv[i], "--")) {
+			plain = true;
+		} else if (!plain && argv[i][0] == '-' && argv[i][1]) {
+			err = parse_option(a, argc, argv, &i);
+			if (err)
+				return err;
+		} else if (a->word_count == c->words_max) {
+			return usage("%s: \"%s\" is one word too many; usage: asrctl %s %s [options]",
+				     words, argv[i], words, c->usage);
+		} else {
+			a->words[a->word_count++] = argv[i];
+		}
+	}
+	if (arg_given(a, "help"))
+		return 0;
+	if (a->word_count < c->words_min)
+		return usage("%s: %s is missing; usage: asrctl %s %s [options]",
+			     words, c->usage, words, c->usage);
+	for (const struct opt *o = c->opts; o && o->name; o++)
+		if (o->required && !arg_given(a, o->name))
+			return usage("%s: --%s %s is missing (%s)", words, o->name, o->arg, o->help);
+	return 0;
+}
+
+/* The command whose words argv begins with; *used: how many those are */
+static const struct command *find_command(int argc, char **argv, int *used)
+{
+	char words[64], given[64] = "";
+	size_t n = 0;
+
+	for (*used = 1; *used <= argc && *used <= 3; ++*used) {
+		n += snprintf(given + n, sizeof(given) - n, "%s%s", n ? " " : "", argv[*used - 1]);
+		if (n >= sizeof(given))
+			return NULL;
+		for (const struct command *c = commands; c->noun; c++)
+			if (!strcmp(command_words(c, words, sizeof(words)), given))
+				return c;
+	}
+	return NULL;
+}
+
+/* No command has these words: help when asked for, else what is wrong. */
+static int no_command(int argc, char **argv)
+{
+	char given[64] = "", words[64];
+
+	for (int i = 0; i < argc; i++) {
+		size_t n = strlen(given);
+		bool known = false;
+
+		if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h") || (!i && !strcmp(argv[i], "help"))) {
+			help_list(given);
+			return 0;
+		}
+		if (argv[i][0] == '-')
+			return usage("\"%s\" stands before the command is complete; "
+				     "`asrctl %s--help` lists what there is", argv[i], given);
+		snprintf(given + n, sizeof(given) - n, "%s ", argv[i]);
+		for (const struct command *c = commands; c->noun && !known; c++)
+			known = !strncmp(command_words(c, words, sizeof(words)), given, strlen(given));
+		if (!known) {
+			given[n] = 0;
+			return unknown_command(given, argv[i]);
+		}
+	}
+	return usage("%sis not yet a command; `asrctl %s--help` lists what there is",
+		     *given ? given : "nothing ", given);
+}
+
+static int fail(const struct args *a, int err, const struct why *why)
+{
+	const char *text = *why->text ? why->text : strerror(-err);
+	cleanup_json message = NULL;
+
+	if (a->json) {
+		message = json_pack("{s:s}", "error", text);
+		out_json(message);
+	}
+	fflush(stdout);
+	fprintf(stderr, "asrctl: %s\n", text);
+	return EXIT_FAILED;
+}
+
+int main(int argc, char **argv)
+{
+	struct args a = {0};
+	struct why why = {0};
+	int used, err;
+
+	log_init("asrctl", LOG_LVL_WARN);
+	argc--;
+	argv++;
+	if (argc == 1 && !strcmp(argv[0], "--version")) {
+		printf("asrctl %s\n", ASR_VERSION);
+		return 0;
+	}
+	a.command = find_command(argc, argv, &used);
+	if (!a.command)
+		return no_command(argc, argv);
+	err = parse_rest(&a, argc - used, argv + used);
+	if (err)
+		return err;
+	if (arg_given(&a, "help")) {
+		help_command(a.command);
+		return 0;
+	}
+	err = a.command->run(&a, &why);
+	if (err < 0)
+		return fail(&a, err, &why);
+	if (fflush(stdout) || ferror(stdout))
+		return usage("cannot write the output: %s", strerror(errno)) ? EXIT_FAILED : 0;
+	return 0;
+}

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * asrctl restore: a disk of the past, from the vault's folder and a private
+ * key. No daemon is needed, none is disturbed. The key is read once, kept in
+ * locked memory, and written nowhere.
+ */
+#include "asrctl.h"
+#include "../userland/vault.h"
+
+#include <errno.h>
+#include <string.h>
+
+#define PEM_MAX		262144
+
+static int show(uint64_t done, uint64_t total, void *arg)
+{
+	progress_show(arg, done, total, 0);
+	return interrupted();
+}
+
+static int text_read(const char *path, char **text, struct why *why)
+{
+	cleanup_free char *data = NULL;
+	size_t bytes;
+	int err;
+
+	*text = NULL;
+	if (!path)
+		return 0;
+	err = file_read(path, PEM_MAX, &data, &bytes, why);
+	if (err)
+		return err;
+	*text = secret_alloc(bytes + 1);
+	if (*text)
+		memcpy(*text, data, bytes + 1);
+	explicit_bzero(data, bytes);
+	return *text ? 0 : -ENOMEM;
+}
+
+static void put_result(const struct args *a, const struct restore_args *ra, const struct restore_result *r)
+{
+	cleanup_json json = NULL;
+	char size[24], data[24], when[40];
+
+	if (a->json) {
+		json = restore_json(ra, r);
+		out_json(json);
+		return;
+	}
+	printf("%s: disk %s of %s at seq %llu (%s), %s, %s of it data, in %.1f s\n", ra->to, ra->disk,
+	       ra->group, (unsigned long long)r->point.seq, time_format(r->point.time_ns, when),
+	       out_bytes(r->disk_bytes, size), out_bytes(r->written_bytes, data), (double)r->elapsed_ns / 1e9);
+}
+
+int restore_run(const struct args *a, struct why *why)
+{
+	char *key = NULL, *cert = NULL, *pass = NULL;
+	struct restore_result result = {0};
+	struct progress progress;
+	struct restore_args ra = {
+		.vault_dir = arg_value(a, "vault-dir", ASR_VAULT_DIR), .group = a->words[0],
+		.disk = arg_value(a, "disk", NULL), .point = arg_value(a, "point", NULL),
+		.to = arg_value(a, "to", NULL), .progress = show, .arg = &progress,
+	};
+	int err;
+
+	err = text_read(arg_value(a, "key", NULL), &key, why);
+	if (!err)
+		err = text_read(arg_value(a, "cert", NULL), &cert, why);
+	if (!err)
+		err = text_read(arg_value(a, "passphrase-file", NULL), &pass, why);
+	if (!err) {
+		if (pass)
+			pass[strcspn(pass, "\r\n")] = 0;
+		ra.key_pem = key;
+		ra.cert_pem = cert;
+		ra.passphrase = pass;
+		progress_begin(&progress, ra.disk, a->json);
+		interrupt_catch();
+		err = restore_disk(&ra, &result, why);
+		progress_end(&progress);
+		if (err == -ECANCELED && interrupted())
+			why_set(why, ECANCELED, "interrupted; nothing was left behind");
+	}
+	if (!err)
+		put_result(a, &ra, &result);
+	secret_free(key);
+	secret_free(cert);
+	secret_free(pass);
+	return err;
+}
