@@ -382,6 +382,12 @@ int ship_call(struct ship *s, const char *method, json_t *parameters, ship_done 
 	return 0;
 }
 
+void ship_break(struct ship *s, const char *why)
+{
+	if (s->conn)
+		conn_close(s->conn, -ECONNRESET, why);
+}
+
 void ship_forget(struct ship *s, void *arg)
 {
 	for (struct call *c = s->calls; c; c = c->next)

@@ -142,6 +142,13 @@ void source_release(struct source *s, uint64_t pos)
 	__atomic_store_n(&s->cons->tail, pos, __ATOMIC_RELEASE);
 }
 
+uint64_t source_peek_ns(const struct source *s)
+{
+	const struct asr_rec *rec = (const void *)(s->data + (s->pos & (s->bytes - 1)));
+
+	return s->pos == source_head(s) ? 0 : rec->time_ns;
+}
+
 uint64_t source_pos(const struct source *s) { return s->pos; }
 uint64_t source_tail(const struct source *s) { return s->tail; }
 uint64_t source_bytes(const struct source *s) { return s->bytes; }
@@ -157,7 +164,7 @@ void source_awake(struct source *s)
 	__atomic_store_n(&s->cons->wake, ~0ull, __ATOMIC_RELAXED);
 }
 
-static bool readable(struct source *s)
+bool source_readable(const struct source *s)
 {
 	const uint8_t *at = s->data + (s->pos & (s->bytes - 1));
 
@@ -180,11 +187,11 @@ bool source_sleep(struct source *s, uint64_t due_ns)
 		if (s->pos == source_head(s))
 			return false;
 		source_awake(s);
-		return readable(s) || source_sleep(s, now + s->poll_ns);
+		return source_readable(s) || source_sleep(s, now + s->poll_ns);
 	}
 	__atomic_store_n(&s->cons->wake, s->pos + s->bytes / 4, __ATOMIC_RELAXED);
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	if (due_ns <= now || (source_head(s) - s->pos >= s->bytes / 4 && readable(s))) {
+	if (due_ns <= now || (source_head(s) - s->pos >= s->bytes / 4 && source_readable(s))) {
 		source_awake(s);
 		return true;
 	}

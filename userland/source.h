@@ -43,6 +43,8 @@ void source_close(struct source *s, void (*closed)(void *arg), void *arg);
  * ring is nonsense. discarded counts what was stepped over.
  */
 int source_next(struct source *s, struct asr_rec *rec, const uint8_t **payload);
+/* Is the next record committed or discarded, so that source_next moves on? */
+bool source_readable(const struct source *s);
 /* Back to the tail, then forward over all records with seq <= this one. */
 int source_seek(struct source *s, uint64_t seq);
 /* Everything before pos is durable at the vault: the ring may reuse it. */
@@ -55,6 +57,9 @@ void source_awake(struct source *s);
  * True: something came meanwhile, go on instead of sleeping.
  */
 bool source_sleep(struct source *s, uint64_t due_ns);
+
+/* Capture time of the next record, whatever its state; 0: none */
+uint64_t source_peek_ns(const struct source *s);
 
 uint64_t source_pos(const struct source *s);		/* the reader's */
 uint64_t source_head(const struct source *s);
@@ -145,6 +150,8 @@ int ship_frame(struct ship *s, const uint8_t *frame, size_t bytes);
  */
 typedef void ship_done(int err, json_t *parameters, const struct why *why, void *arg);
 int ship_call(struct ship *s, const char *method, json_t *parameters, ship_done *done, void *arg);
+/* Gives the connection up; it is dialled anew */
+void ship_break(struct ship *s, const char *why);
 /* Calls of this arg get no answer any more. */
 void ship_forget(struct ship *s, void *arg);
 json_t *ship_status(const struct ship *s);	/* {address, connected, since, last_error} */
@@ -163,7 +170,7 @@ enum resync_go {
 	RESYNC_HOLD,		/* do not: come again when kicked */
 	RESYNC_AGAIN,		/* call again at once */
 };
-int resync_create(struct loop *l, struct source *source, const char *node_dir, const char *group,
+int resync_create(struct loop *l, struct source *source, const char *group,
 		  resync_emit *emit, kick_fn *kick, void *arg, struct resync **out);
 void resync_destroy(struct resync *r);		/* freed when its last read has ended */
 /* The copy is not what the disks are, or may not be. */
@@ -180,82 +187,98 @@ bool resync_active(const struct resync *r);
 uint64_t resync_due(const struct resync *r);	/* now_ns clock: step again then; 0: no need */
 json_t *resync_status(struct resync *r);	/* {done_bytes, total_bytes, bytes_per_s, eta_s} */
 
-/* -------------------------------------------------------------- group.c */
+/* --------------------------------------------------------------- flow.c */
 
+/* What all groups share. */
 struct asrd {
 	struct loop *loop;
 	struct ship *ship;
 	struct pack_room *room;
-	const char *state_dir, *run_dir;
+	const char *state_dir;
 	const char *device;		/* NULL: /dev/dm-asr */
 	const char *ring_file;		/* instead of the kernel */
 	uint64_t batch_delay_ns;
-	int compression;
+	int compression;		/* of new groups, unless they say */
 	struct group *groups;
 	struct loop_idle idle;
-	struct loop_op again, second;
-	uint64_t seconds;
+	struct loop_op again;
 };
 
 /* A frame sent and not yet acknowledged */
 struct flight {
-	uint64_t frame_no;
-	uint64_t ring_end;
-	uint64_t time_ns;		/* oldest ring record in it; 0: none */
-	uint64_t last_seq;
-	uint64_t payload;
+	uint64_t frame_no, last_seq;
+	uint64_t ring_end;		/* ring position behind it; 0: no ring record in it */
+	uint64_t time_ns;		/* of its oldest ring record; 0: none */
+	uint64_t payload;		/* captured bytes in it */
 };
-#define FLIGHTS		4096		/* power of two */
+#define FLIGHTS		4096		/* a power of two */
 
 struct group {
 	struct group *next;
 	struct asrd *d;
+
+	/* what group.json and data.key hold */
 	char name[ASR_NAME_BYTES];
-	uint8_t uuid[ASR_UUID_BYTES];
-	uint64_t ring_bytes, generation;
-	json_t *recipients;
-	uint8_t *key;			/* secret_alloc */
+	uint64_t ring_bytes;
+	json_t *recipients;		/* PEM texts */
 	bool pending;			/* the vault has not confirmed it yet */
-	bool deleting;
-	struct source *source;		/* NULL: not attached (yet) */
-	struct resync *resync;
-	struct pack pack;
-	struct batch batch;
-	bool open;			/* the stream is open at the vault */
-	bool opening;
-	bool runnable;
-	int idle_rounds;
-	struct flight *flights;
-	uint32_t flight_first, flight_count;
-	uint64_t last_seq;		/* last ring record taken in */
-	uint64_t durable_seq, durable_frame, durable_time_ns;
+	uint8_t *key;			/* secret_alloc */
+	struct pack pack;		/* group, stream, generation, level, and the session */
+
+	/* state.json */
+	uint64_t first_seq;		/* of the kernel's group; 0: none was made yet */
 	uint64_t saved_seq;
-	uint64_t frames;
-	uint64_t retry_ns;		/* attach again then */
+	bool was_consistent;		/* ever */
+
+	struct source *source;		/* NULL: not attached */
+	struct resync *resync;		/* lives and dies with source */
+	struct batch batch;
+	bool open, opening, runnable;
+	unsigned int idle_rounds;
+	uint64_t last_seq;		/* last ring record taken in, or durable */
+	uint64_t discarded;		/* as source_discarded said last */
+	struct flight flights[FLIGHTS];
+	uint32_t flight_first, flight_count;
+	uint64_t durable_seq, durable_frame, durable_time_ns;
+	uint64_t saved_ns, retry_ns;	/* now_ns clock */
 	char trouble[256];		/* why it stands still; empty: it does not */
-	/* rates over the last seconds */
-	uint64_t in_bytes, out_bytes, seen_in, seen_out;
+
+	uint64_t in_bytes, out_bytes, frames;	/* captured, sent */
+	uint64_t seen_in, seen_out, seen_ns;
 	double in_rate, out_rate;
 };
 
+/* The record flow of a group: ring -> frames -> vault, and acknowledgements back. */
+void flow_kick(void *group);
+/* Attaches to the ring; makes the kernel's group when it has none. */
+int flow_attach(struct group *g, struct why *why);
+void flow_detach(struct group *g, void (*closed)(void *arg), void *arg);
+/* Asks the vault where the stream stands, when ring and vault are both there. */
+void flow_open(struct group *g);
+void flow_close(struct group *g);		/* the connection is gone */
+void flow_ack(struct group *g, const struct msg_ack *ack);
+void flow_check(struct group *g);		/* has something become dirty by itself? */
+void flow_run_all(void *asrd);			/* idle hook: runs what is runnable */
+uint64_t flow_oldest_ns(const struct group *g);	/* capture time of what is not durable; 0: all is */
+uint64_t flow_waiting_bytes(const struct group *g);
+__attribute__((format(printf, 2, 3)))
+void flow_trouble(struct group *g, const char *fmt, ...);	/* logs a change; "" ends it */
+
+/* -------------------------------------------------------------- group.c */
+
 int group_load_all(struct asrd *d, struct why *why);
-void group_free_all(struct asrd *d);
+void group_stop_all(struct asrd *d);		/* state files, then away */
 struct group *group_find(struct asrd *d, const char *name);
-/* A new group, in the kernel and on file, not yet at the vault. */
+/* A new group with a new key, on file and in the kernel, pending at the vault. */
 int group_make(struct asrd *d, const char *name, uint64_t ring_bytes, json_t *recipients,
-	       int compression, const uint8_t *key, struct group **out, struct why *why);
-/* Takes it away here: kernel, files, table. */
+	       int compression, struct group **out, struct why *why);
+/* Tells the vault of a pending group. done as in ship_call. */
+int group_register(struct group *g, ship_done *done, void *arg, struct why *why);
+int group_confirm(struct group *g, struct why *why);	/* no longer pending */
+/* Away with it here: kernel, files, table. Frees g. */
 void group_drop(struct group *g);
-int group_save(struct group *g, struct why *why);
-int group_save_state(struct group *g);
-void group_kick(void *group);
-void group_open_stream(struct group *g);
-/* Runs whatever is runnable; every turn of the loop. */
-void group_run_all(void *asrd);
-void group_vault_up(void *asrd);
-void group_vault_down(void *asrd);
-void group_vault_ack(const struct msg_ack *ack, void *asrd);
-void group_vault_room(void *asrd);
+int group_save_state(struct group *g, struct why *why);
+extern const struct ship_ops group_ship_ops;	/* arg: struct asrd */
 void group_second(struct asrd *d);		/* once a second: attach, rates, state files */
 
 /* ------------------------------------------------------------- method.c */

@@ -1,0 +1,489 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * The groups of this host: what of them is on file, and their coming and going.
+ *
+ * Design. STATE_DIR/groups/NAME/ holds
+ *
+ *   group.json   what the group is; written when that changes
+ *   data.key     the group data key, 32 bytes, mode 0600
+ *   state.json   how far sequence numbers have got; written once a minute
+ *
+ * A group is made pending, here first and then at the vault, and confirmed
+ * when the vault has it: an asrd that dies in between asks the vault again,
+ * which takes the same group twice. It is taken away in the other order.
+ *
+ * The state file may lag behind, so a group that has to be made anew in the
+ * kernel (after a boot) starts 2^32 above what the file says.
+ *
+ * Invariants. A key is in locked memory and in its file, nowhere else. A
+ * group in the table has been loaded or written whole.
+ *
+ * Context. The loop's thread; blocks on small files in the state folder.
+ */
+#include <dirent.h>
+#include <errno.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "source.h"
+
+#define FILE_MAX	1048576
+#define SAVE_NS		60000000000ull
+#define NS_PER_S	1000000000ull
+
+/* --------------------------------------------------------------- files */
+
+static void path_of(const struct asrd *d, const char *name, const char *file, char out[512])
+{
+	snprintf(out, 512, "%s/groups/%s%s%s", d->state_dir, name, file ? "/" : "", file ? file : "");
+}
+
+static int write_json(const struct group *g, const char *file, json_t *root, struct why *why)
+{
+	cleanup_free char *text = root ? json_dumps(root, JSON_INDENT(1)) : NULL;
+	char path[512];
+
+	json_decref(root);
+	if (!text)
+		return -ENOMEM;
+	path_of(g->d, g->name, file, path);
+	return file_write(path, 0600, text, strlen(text), why);
+}
+
+static int save(struct group *g, struct why *why)
+{
+	char uuid[2 * ASR_UUID_BYTES + 1], stream[2 * ASR_UUID_BYTES + 1];
+
+	hex_encode(g->pack.group, ASR_UUID_BYTES, uuid);
+	hex_encode(g->pack.stream, ASR_UUID_BYTES, stream);
+	return write_json(g, "group.json",
+			  json_pack("{s:s, s:s, s:s, s:I, s:I, s:i, s:b, s:O}", "name", g->name, "uuid", uuid,
+				    "stream", stream, "generation", (json_int_t)g->pack.generation,
+				    "ring_bytes", (json_int_t)g->ring_bytes, "compression", g->pack.level,
+				    "pending", g->pending, "recipients", g->recipients), why);
+}
+
+int group_save_state(struct group *g, struct why *why)
+{
+	uint64_t seq = g->last_seq > g->saved_seq ? g->last_seq : g->saved_seq;
+	int r;
+
+	r = write_json(g, "state.json", json_pack("{s:I, s:I, s:b}", "first_seq", (json_int_t)g->first_seq,
+						  "last_seq", (json_int_t)seq, "was_consistent",
+						  g->was_consistent), why);
+	g->saved_ns = now_ns();
+	if (!r)
+		g->saved_seq = seq;
+	return r;
+}
+
+static int read_json(const struct asrd *d, const char *name, const char *file, json_t **root, struct why *why)
+{
+	cleanup_free char *text = NULL;
+	json_error_t e;
+	char path[512];
+	int r;
+
+	path_of(d, name, file, path);
+	r = file_read(path, FILE_MAX, &text, NULL, why);
+	if (r)
+		return r;
+	*root = json_loads(text, 0, &e);
+	return *root ? 0 : why_set(why, EINVAL, "%s, line %d: %s", path, e.line, e.text);
+}
+
+static int load_key(struct group *g, struct why *why)
+{
+	cleanup_free char *key = NULL;
+	char path[512];
+	size_t bytes;
+	int r;
+
+	path_of(g->d, g->name, "data.key", path);
+	r = file_read(path, ASR_KEY_BYTES, &key, &bytes, why);
+	if (!r && bytes != ASR_KEY_BYTES)
+		r = why_set(why, EINVAL, "%s has %zu bytes, a key has %d", path, bytes, ASR_KEY_BYTES);
+	if (!r)
+		memcpy(g->key, key, ASR_KEY_BYTES);
+	if (key)
+		explicit_bzero(key, bytes);
+	return r;
+}
+
+static int load_fields(struct group *g, struct why *why)
+{
+	cleanup_json root = NULL;
+	cleanup_json state = NULL;
+	const char *uuid, *stream;
+	json_int_t generation, ring, first = 0, last = 0;
+	int pending, consistent = 0, r;
+
+	r = read_json(g->d, g->name, "group.json", &root, why);
+	if (r)
+		return r;
+	if (json_unpack(root, "{s:s, s:s, s:I, s:I, s:i, s:b, s:O}", "uuid", &uuid, "stream", &stream,
+			"generation", &generation, "ring_bytes", &ring, "compression", &g->pack.level,
+			"pending", &pending, "recipients", &g->recipients) ||
+	    hex_decode(uuid, g->pack.group, ASR_UUID_BYTES) ||
+	    hex_decode(stream, g->pack.stream, ASR_UUID_BYTES))
+		return why_set(why, EINVAL, "group.json of %s is not whole", g->name);
+	g->pack.generation = (uint64_t)generation;
+	g->ring_bytes = (uint64_t)ring;
+	g->pending = pending;
+	r = read_json(g->d, g->name, "state.json", &state, why);
+	if (r == -ENOENT && g->pending)
+		return 0;
+	if (r)
+		return r;
+	if (json_unpack(state, "{s:I, s:I, s:b}", "first_seq", &first, "last_seq", &last, "was_consistent",
+			&consistent))
+		return why_set(why, EINVAL, "state.json of %s is not whole", g->name);
+	g->first_seq = (uint64_t)first;
+	g->saved_seq = (uint64_t)last;
+	g->was_consistent = consistent;
+	return 0;
+}
+
+/* ---------------------------------------------------------------- life */
+
+static void free_group(struct group *g)
+{
+	json_decref(g->recipients);
+	secret_free(g->key);
+	pack_end(&g->pack);
+	free(g);
+}
+
+static struct group *new_group(struct asrd *d, const char *name)
+{
+	struct group *g = calloc(1, sizeof(*g));
+
+	if (!g)
+		return NULL;
+	g->key = secret_alloc(ASR_KEY_BYTES);
+	if (!g->key) {
+		free(g);
+		return NULL;
+	}
+	snprintf(g->name, sizeof(g->name), "%s", name);
+	g->d = d;
+	g->pack.room = d->room;
+	g->seen_ns = g->saved_ns = now_ns();
+	return g;
+}
+
+static void attach(struct group *g)
+{
+	struct why why = { "" };
+	int r = flow_attach(g, &why);
+
+	g->retry_ns = now_ns() + NS_PER_S;
+	if (r) {
+		flow_trouble(g, "%s", why.text[0] ? why.text : strerror(-r));
+		return;
+	}
+	flow_trouble(g, "%s", "");
+	flow_open(g);
+}
+
+static void load(struct asrd *d, const char *name)
+{
+	struct group *g = new_group(d, name);
+	struct why why = { "" };
+	int r = g ? load_fields(g, &why) : -ENOMEM;
+
+	if (!r)
+		r = load_key(g, &why);
+	if (r) {
+		log_err("group %s is left out: %s", name, why.text[0] ? why.text : strerror(-r));
+		if (g)
+			free_group(g);
+		return;
+	}
+	g->next = d->groups;
+	d->groups = g;
+	attach(g);
+}
+
+int group_load_all(struct asrd *d, struct why *why)
+{
+	char path[512];
+	struct dirent *e;
+	DIR *dir;
+	int r;
+
+	path_of(d, "", NULL, path);
+	r = dir_make(path, 0700, why);
+	if (r)
+		return r;
+	dir = opendir(path);
+	if (!dir)
+		return why_set(why, errno, "cannot read %s: %s", path, strerror(errno));
+	while ((e = readdir(dir)))
+		if (!name_check("group", e->d_name, NULL))
+			load(d, e->d_name);
+	closedir(dir);
+	return 0;
+}
+
+void group_stop_all(struct asrd *d)
+{
+	for (struct group *g = d->groups; g; g = g->next)
+		group_save_state(g, NULL);
+}
+
+struct group *group_find(struct asrd *d, const char *name)
+{
+	struct group *g = d->groups;
+
+	while (g && strcmp(g->name, name))
+		g = g->next;
+	return g;
+}
+
+static void remove_files(const struct asrd *d, const char *name)
+{
+	static const char *const files[] = { "group.json", "data.key", "state.json" };
+	char path[512];
+
+	for (int i = 0; i < 3; i++) {
+		path_of(d, name, files[i], path);
+		unlink(path);
+	}
+	path_of(d, name, NULL, path);
+	rmdir(path);
+}
+
+static void dropped(void *arg)
+{
+	struct group *g = arg;
+	struct asr_group_name name;
+	int r;
+
+	memcpy(name.name, g->name, sizeof(name.name));
+	r = g->d->ring_file || !g->first_seq ? 0 : source_control(g->d->device, ASR_IOC_GROUP_DELETE, &name, NULL);
+	if (r && r != -ENOENT)
+		log_warn("group %s: the kernel does not let it go: %s", g->name, strerror(-r));
+	free_group(g);
+}
+
+void group_drop(struct group *g)
+{
+	struct group **p = &g->d->groups;
+
+	while (*p != g)
+		p = &(*p)->next;
+	*p = g->next;
+	remove_files(g->d, g->name);
+	ship_forget(g->d->ship, g);
+	flow_detach(g, dropped, g);
+}
+
+static int write_all(struct group *g, struct why *why)
+{
+	char path[512];
+	int r;
+
+	path_of(g->d, g->name, NULL, path);
+	r = dir_make(path, 0700, why);
+	path_of(g->d, g->name, "data.key", path);
+	if (!r)
+		r = file_write(path, 0600, g->key, ASR_KEY_BYTES, why);
+	return r ? r : save(g, why);
+}
+
+int group_make(struct asrd *d, const char *name, uint64_t ring_bytes, json_t *recipients,
+	       int compression, struct group **out, struct why *why)
+{
+	struct group *g = new_group(d, name);
+	int r;
+
+	if (!g)
+		return -ENOMEM;
+	g->recipients = json_incref(recipients);
+	g->ring_bytes = ring_bytes;
+	g->pack.level = compression;
+	g->pack.generation = 1;
+	g->pending = true;
+	r = seal_random(g->pack.group, ASR_UUID_BYTES);
+	if (!r)
+		r = seal_random(g->pack.stream, ASR_UUID_BYTES);
+	if (!r)
+		r = seal_random(g->key, ASR_KEY_BYTES);
+	if (!r)
+		r = write_all(g, why);
+	if (!r)
+		r = flow_attach(g, why);
+	if (r) {
+		remove_files(d, name);
+		dropped(g);
+		return r;
+	}
+	g->next = d->groups;
+	d->groups = g;
+	*out = g;
+	return 0;
+}
+
+/* -------------------------------------------------------- at the vault */
+
+static char *base64(const uint8_t *in, size_t bytes)
+{
+	static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+	char *out = malloc((bytes + 2) / 3 * 4 + 1), *p = out;
+
+	for (size_t i = 0; out && i < bytes; i += 3) {
+		uint32_t v = (uint32_t)in[i] << 16 | (i + 1 < bytes ? (uint32_t)in[i + 1] << 8 : 0) |
+			     (i + 2 < bytes ? in[i + 2] : 0);
+
+		*p++ = digits[v >> 18];
+		*p++ = digits[v >> 12 & 63];
+		*p++ = i + 1 < bytes ? digits[v >> 6 & 63] : '=';
+		*p++ = i + 2 < bytes ? digits[v & 63] : '=';
+	}
+	if (out)
+		*p = 0;
+	return out;
+}
+
+/* The data key for the recipients, in base64, and a line about each of them */
+static int wrap(struct group *g, char **text, json_t *lines, struct why *why)
+{
+	size_t n = json_array_size(g->recipients), bytes = 0;
+	cleanup_free char **pems = calloc(n ? n : 1, sizeof(*pems));
+	cleanup_free uint8_t *der = NULL;
+	char line[512];
+	int r = pems ? 0 : -ENOMEM;
+
+	for (size_t i = 0; i < n && !r; i++) {
+		pems[i] = (char *)(uintptr_t)json_string_value(json_array_get(g->recipients, i));
+		r = pems[i] ? seal_cert_describe(pems[i], line, sizeof(line), why) : -EINVAL;
+		if (!r)
+			json_array_append_new(lines, json_string(line));
+	}
+	if (!r)
+		r = seal_key_wrap(g->key, pems, n, &der, &bytes, why);
+	if (r)
+		return r;
+	*text = base64(der, bytes);
+	return *text ? 0 : -ENOMEM;
+}
+
+int group_register(struct group *g, ship_done *done, void *arg, struct why *why)
+{
+	char uuid[2 * ASR_UUID_BYTES + 1], stream[2 * ASR_UUID_BYTES + 1];
+	cleanup_json lines = json_array();
+	cleanup_free char *wrapped = NULL;
+	int r = wrap(g, &wrapped, lines, why);
+
+	if (r)
+		return r;
+	hex_encode(g->pack.group, ASR_UUID_BYTES, uuid);
+	hex_encode(g->pack.stream, ASR_UUID_BYTES, stream);
+	r = ship_call(g->d->ship, "group.create",
+		      json_pack("{s:s, s:s, s:s, s:s, s:O}", "group", uuid, "name", g->name, "stream", stream,
+				"wrapped_key", wrapped, "recipients", lines), done, arg);
+	return r ? why_set(why, -r, "the vault is not connected") : 0;
+}
+
+int group_confirm(struct group *g, struct why *why)
+{
+	int r;
+
+	g->pending = false;
+	r = save(g, why);
+	flow_open(g);
+	return r;
+}
+
+/* A group that an earlier asrd had not got confirmed */
+static void confirmed(int err, json_t *p, const struct why *why, void *arg)
+{
+	struct group *g = arg;
+
+	if (!err)
+		group_confirm(g, NULL);
+	else if (err != -EPIPE)
+		flow_trouble(g, "the vault does not take the group: %s", why->text);
+}
+
+static void vault_up(void *arg)
+{
+	struct asrd *d = arg;
+
+	for (struct group *g = d->groups; g; g = g->next) {
+		struct why why = { "" };
+
+		if (!g->pending)
+			flow_open(g);
+		else if (group_register(g, confirmed, g, &why))
+			flow_trouble(g, "%s", why.text);
+	}
+}
+
+static void vault_down(void *arg)
+{
+	struct asrd *d = arg;
+
+	for (struct group *g = d->groups; g; g = g->next)
+		flow_close(g);
+}
+
+static void vault_ack(const struct msg_ack *ack, void *arg)
+{
+	struct asrd *d = arg;
+
+	for (struct group *g = d->groups; g; g = g->next)
+		if (!memcmp(g->pack.stream, ack->stream, ASR_UUID_BYTES))
+			flow_ack(g, ack);
+}
+
+static void vault_room(void *arg)
+{
+	struct asrd *d = arg;
+
+	for (struct group *g = d->groups; g; g = g->next)
+		flow_kick(g);
+}
+
+const struct ship_ops group_ship_ops = { vault_up, vault_down, vault_ack, vault_room };
+
+/* ------------------------------------------------------- once a second */
+
+static double rate(uint64_t now, uint64_t *seen, double seconds, double old)
+{
+	double r = (double)(now - *seen) / seconds;
+
+	*seen = now;
+	return old + (r - old) * 0.5;	/* a second's jitter is of no interest to people */
+}
+
+static void second(struct group *g, uint64_t now)
+{
+	double seconds = (double)(now - g->seen_ns) / 1e9;
+
+	if (seconds > 0) {
+		g->in_rate = rate(g->in_bytes, &g->seen_in, seconds, g->in_rate);
+		g->out_rate = rate(g->out_bytes, &g->seen_out, seconds, g->out_rate);
+		g->seen_ns = now;
+	}
+	if (!g->source && now >= g->retry_ns && (!g->pending || g->first_seq))
+		attach(g);
+	if (!g->open && now >= g->retry_ns)
+		flow_open(g);
+	flow_check(g);
+	if (g->resync && resync_consistent(g->resync) && !g->was_consistent) {
+		g->was_consistent = true;
+		group_save_state(g, NULL);
+	} else if (g->source && now - g->saved_ns > SAVE_NS && g->last_seq > g->saved_seq) {
+		group_save_state(g, NULL);
+	}
+}
+
+void group_second(struct asrd *d)
+{
+	uint64_t now = now_ns();
+
+	for (struct group *g = d->groups; g; g = g->next)
+		second(g, now);
+}

@@ -1,0 +1,404 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * What asrd answers on its control socket.
+ *
+ * Design. A table of methods; each checks its parameters, does or refuses, and
+ * says in words what was wrong, which value, and what would be right. Create
+ * and Delete wait for the vault's answer; the others answer at once.
+ *
+ * RPO in seconds is the age of the oldest captured write that is not durable
+ * at the vault; in TRACK, where no write is captured, the age of the newest
+ * that is. RPO in bytes is what is captured or dirty, and not durable.
+ *
+ * Invariants. A call is answered exactly once. Errors leave nothing behind.
+ *
+ * Context. The loop's thread.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "source.h"
+
+#define RECIPIENTS_MAX	16
+
+/* A method under way at the vault */
+struct pending {
+	struct control_call *call;
+	struct asrd *d;
+	struct group *g;
+};
+
+static struct pending *pending_new(struct control_call *call, struct asrd *d, struct group *g)
+{
+	struct pending *p = malloc(sizeof(*p));
+
+	if (p)
+		*p = (struct pending){ call, d, g };
+	return p;
+}
+
+static int group_info(const struct group *g, struct asr_group_info *info)
+{
+	memset(info, 0, sizeof(*info));
+	memcpy(info->name, g->name, sizeof(info->name));
+	if (g->source)
+		return source_ioctl(g->source, ASR_IOC_GROUP_INFO, info);
+	return g->d->ring_file ? -ENODEV : source_control(g->d->device, ASR_IOC_GROUP_INFO, info, NULL);
+}
+
+/* The group that a parameter names; NULL: the error has been sent */
+static struct group *named(struct control_call *call, json_t *parameters, const char *key, struct asrd *d)
+{
+	const char *name = json_string_value(json_object_get(parameters, key));
+	struct group *g = name ? group_find(d, name) : NULL;
+
+	if (!name)
+		control_error(call, "parameter \"%s\" is missing: the name of a group", key);
+	else if (!g)
+		control_error(call, "there is no group %s on this host: asrctl group list names them", name);
+	return g;
+}
+
+/* ------------------------------------------------------------- group.* */
+
+static void created(int err, json_t *reply, const struct why *why, void *arg)
+{
+	struct pending *p = arg;
+	char uuid[2 * ASR_UUID_BYTES + 1];
+	struct why disk = { "" };
+
+	if (err) {
+		control_error(p->call, "group %s was not made: %s%s", p->g->name,
+			      err == -EPIPE ? "the connection broke before the vault answered: " : "the vault says ",
+			      why->text);
+		group_drop(p->g);
+	} else if (group_confirm(p->g, &disk)) {
+		control_error(p->call, "group %s is made, but its file was not written: %s", p->g->name, disk.text);
+	} else {
+		hex_encode(p->g->pack.group, ASR_UUID_BYTES, uuid);
+		log_info("group %s: made, uuid %s", p->g->name, uuid);
+		control_reply(p->call, json_pack("{s:s, s:s}", "name", p->g->name, "uuid", uuid), false);
+	}
+	free(p);
+}
+
+static int check_create(struct asrd *d, const char *name, uint64_t *ring, json_t *recipients, int level,
+			struct why *why)
+{
+	char line[512];
+	int r = name_check("group", name, why);
+
+	if (r)
+		return r;
+	if (group_find(d, name))
+		return why_set(why, EEXIST, "there is a group %s already", name);
+	if (d->ring_file && d->groups)
+		return why_set(why, EEXIST, "a ring file serves one group, and %s has it", d->groups->name);
+	if (!*ring)
+		*ring = ASR_RING_DEFAULT;
+	if (*ring < ASR_RING_MIN || *ring > ASR_RING_MAX || (*ring & (*ring - 1)))
+		return why_set(why, EINVAL, "a ring of %llu bytes: a power of two from 1 MiB to 4 GiB is right",
+			       (unsigned long long)*ring);
+	if (level < 0 || level > 19)
+		return why_set(why, EINVAL, "compression %d: 0 (off) to 19 is right", level);
+	if (!json_array_size(recipients) || json_array_size(recipients) > RECIPIENTS_MAX)
+		return why_set(why, EINVAL, "%zu recipients: 1 to %d certificates are needed, or nobody could restore",
+			       json_array_size(recipients), RECIPIENTS_MAX);
+	for (size_t i = 0; i < json_array_size(recipients) && !r; i++) {
+		const char *pem = json_string_value(json_array_get(recipients, i));
+
+		r = pem ? seal_cert_describe(pem, line, sizeof(line), why) :
+			  why_set(why, EINVAL, "recipient %zu is not PEM text", i + 1);
+	}
+	if (!r && !ship_is_up(d->ship)) {
+		cleanup_json s = ship_status(d->ship);
+
+		r = why_set(why, ENOTCONN, "a new group needs the vault, which is not connected: %s",
+			    json_string_value(json_object_get(s, "last_error")));
+	}
+	return r;
+}
+
+static void group_create(struct control_call *call, json_t *parameters, struct asrd *d)
+{
+	const char *name = NULL;
+	json_t *recipients = NULL;
+	json_int_t ring = 0;
+	int level = -1, r;
+	struct why why = { "" };
+	struct group *g;
+	uint64_t bytes;
+	struct pending *p;
+
+	if (json_unpack(parameters, "{s:s, s?I, s:o, s?i}", "name", &name, "ring_bytes", &ring, "recipients",
+			&recipients, "compression", &level) || ring < 0) {
+		control_error(call, "wrong parameters: name, recipients (PEM texts), and if wanted ring_bytes, compression");
+		return;
+	}
+	bytes = (uint64_t)ring;
+	if (level == -1)
+		level = d->compression;
+	r = check_create(d, name, &bytes, recipients, level, &why);
+	if (!r)
+		r = group_make(d, name, bytes, recipients, level, &g, &why);
+	if (r) {
+		control_error(call, "%s", why.text[0] ? why.text : strerror(-r));
+		return;
+	}
+	p = pending_new(call, d, g);
+	r = p ? group_register(g, created, p, &why) : -ENOMEM;
+	if (r) {
+		control_error(call, "%s", why.text[0] ? why.text : strerror(-r));
+		group_drop(g);
+		free(p);
+	}
+}
+
+static void deleted(int err, json_t *reply, const struct why *why, void *arg)
+{
+	struct pending *p = arg;
+
+	if (err && strncmp(why->text, "unknown-group", 13)) {
+		control_error(p->call, "the vault did not let group %s go: %s", p->g->name, why->text);
+	} else {
+		log_info("group %s: deleted", p->g->name);
+		group_drop(p->g);
+		control_reply(p->call, json_object(), false);
+	}
+	free(p);
+}
+
+static unsigned int active_disks(struct group *g, const struct asr_group_info *info)
+{
+	unsigned int n = 0;
+
+	for (uint32_t i = 0; g->source && i < info->disks; i++) {
+		struct asr_disk_info disk = { .slot = i };
+
+		n += !source_ioctl(g->source, ASR_IOC_DISK_INFO, &disk) && disk.active;
+	}
+	return n;
+}
+
+static void group_delete(struct control_call *call, json_t *parameters, struct asrd *d)
+{
+	struct group *g = named(call, parameters, "name", d);
+	char uuid[2 * ASR_UUID_BYTES + 1];
+	struct asr_group_info info;
+	struct pending *p;
+	unsigned int n;
+
+	if (!g)
+		return;
+	n = group_info(g, &info) ? 0 : active_disks(g, &info);
+	if (n) {
+		control_error(call, "group %s protects %u disk%s: unprotect first (asrctl disk unprotect)", g->name, n,
+			      n > 1 ? "s" : "");
+		return;
+	}
+	hex_encode(g->pack.group, ASR_UUID_BYTES, uuid);
+	p = pending_new(call, d, g);
+	if (!p || ship_call(d->ship, "group.delete", json_pack("{s:s}", "group", uuid), deleted, p)) {
+		control_error(call, "the vault is not connected: it must learn that group %s ends", g->name);
+		free(p);
+	}
+}
+
+static void group_mark(struct control_call *call, json_t *parameters, struct asrd *d)
+{
+	struct group *g = named(call, parameters, "group", d);
+	const char *name = json_string_value(json_object_get(parameters, "name"));
+	struct asr_mark mark = { .flags = 0 };
+	struct why why = { "" };
+	int r;
+
+	if (!g)
+		return;
+	if (!name || name_check("mark", name, &why)) {
+		control_error(call, "%s", name ? why.text : "parameter \"name\" is missing: the name of the mark");
+		return;
+	}
+	snprintf(mark.name, sizeof(mark.name), "%s", name);
+	r = g->source ? source_ioctl(g->source, ASR_IOC_MARK, &mark) : -ENOTCONN;
+	if (r) {
+		control_error(call, "no mark in group %s: %s", g->name,
+			      r == -ENOSPC ? "its ring is full, or it is in TRACK: wait until it is consistent again" :
+			      r == -ENOTCONN ? g->trouble : strerror(-r));
+		return;
+	}
+	control_reply(call, json_pack("{s:I, s:I, s:I}", "id", (json_int_t)mark.id, "seq", (json_int_t)mark.seq,
+				      "time_ns", (json_int_t)mark.time_ns), false);
+}
+
+/* -------------------------------------------------------------- status */
+
+static const char *state_name(const struct group *g, const struct asr_group_info *info)
+{
+	if (!g->source)
+		return "DOWN";
+	return info->state == ASR_STATE_TRACK ? "TRACK" : "CAPTURE";
+}
+
+static const char *phase_name(const struct group *g)
+{
+	if (!g->resync || !g->open)
+		return g->was_consistent ? "idle" : "initial";
+	if (!resync_active(g->resync))
+		return "idle";
+	return g->was_consistent ? "resync" : "initial";
+}
+
+static double rpo_seconds(const struct group *g, bool track)
+{
+	uint64_t now = now_real_ns(), since = track ? g->durable_time_ns : flow_oldest_ns(g);
+
+	return since && now > since ? (double)(now - since) / 1e9 : 0.0;
+}
+
+static bool is_consistent(const struct group *g, const struct asr_group_info *info)
+{
+	return g->open ? g->resync && resync_consistent(g->resync) && info->state != ASR_STATE_TRACK : false;
+}
+
+static json_t *status_of(const struct group *g)
+{
+	struct asr_group_info info;
+	bool known = !group_info(g, &info), track = known && info.state == ASR_STATE_TRACK;
+	uint64_t dirty = known ? info.dirty_chunks * ASR_CHUNK_SECTORS * 512 : 0;
+	json_t *s;
+
+	s = json_pack("{s:s, s:s, s:b, s:s, s:s, s:b, s:f, s:I}", "name", g->name, "state", state_name(g, &info),
+		      "consistent", is_consistent(g, &info), "phase", phase_name(g), "trouble", g->trouble,
+		      "pending", g->pending, "rpo_s", rpo_seconds(g, track),
+		      "rpo_bytes", (json_int_t)(flow_waiting_bytes(g) + dirty));
+	json_object_set_new(s, "resync", g->resync ? resync_status(g->resync) : json_null());
+	json_object_set_new(s, "ring", json_pack("{s:I, s:I}", "bytes", (json_int_t)info.ring_bytes, "used",
+						 (json_int_t)(info.head - info.tail)));
+	json_object_set_new(s, "rate", json_pack("{s:f, s:f}", "write_bytes_per_s", g->in_rate,
+						 "ship_bytes_per_s", g->out_rate));
+	json_object_set_new(s, "compression_ratio", json_real(g->pack.stored_bytes ?
+			    (double)g->pack.plain_bytes / (double)g->pack.stored_bytes : 1.0));
+	json_object_set_new(s, "frames", json_integer((json_int_t)g->frames));
+	json_object_set_new(s, "last_seq", json_integer((json_int_t)g->last_seq));
+	json_object_set_new(s, "durable_seq", json_integer((json_int_t)g->durable_seq));
+	json_object_set_new(s, "durable_time_ns", json_integer((json_int_t)g->durable_time_ns));
+	json_object_set_new(s, "disks", json_integer(known && g->source ? active_disks((struct group *)g, &info) : 0));
+	json_object_set_new(s, "overflows", json_integer((json_int_t)info.overflows));
+	json_object_set_new(s, "wakeups", json_integer((json_int_t)info.wakeups));
+	return s;
+}
+
+static void status(struct control_call *call, json_t *parameters, struct asrd *d)
+{
+	struct asr_info info;
+	struct why why = { "" };
+	json_t *groups = json_array();
+	json_t *module = json_object();
+
+	for (const struct group *g = d->groups; g; g = g->next)
+		json_array_append_new(groups, status_of(g));
+	if (!d->ring_file && source_control(d->device, ASR_IOC_GET_INFO, &info, &why))
+		json_object_set_new(module, "error", json_string(why.text));
+	json_object_set_new(module, "loaded", json_boolean(!why.text[0]));
+	control_reply(call, json_pack("{s:s, s:o, s:o, s:o}", "version", ASR_VERSION, "module", module, "vault",
+				      ship_status(d->ship), "groups", groups), false);
+}
+
+static json_t *describe(const struct group *g)
+{
+	char uuid[2 * ASR_UUID_BYTES + 1], stream[2 * ASR_UUID_BYTES + 1], line[512];
+	json_t *lines = json_array(), *s;
+
+	for (size_t i = 0; i < json_array_size(g->recipients); i++)
+		if (!seal_cert_describe(json_string_value(json_array_get(g->recipients, i)), line, sizeof(line), NULL))
+			json_array_append_new(lines, json_string(line));
+	hex_encode(g->pack.group, ASR_UUID_BYTES, uuid);
+	hex_encode(g->pack.stream, ASR_UUID_BYTES, stream);
+	s = json_pack("{s:s, s:s, s:s, s:I, s:I, s:i, s:o}", "name", g->name, "uuid", uuid, "stream", stream,
+		      "generation", (json_int_t)g->pack.generation, "ring_bytes", (json_int_t)g->ring_bytes,
+		      "compression", g->pack.level, "recipients", lines);
+	json_object_set_new(s, "status", status_of(g));
+	return s;
+}
+
+static void group_list(struct control_call *call, json_t *parameters, struct asrd *d)
+{
+	json_t *groups = json_array();
+
+	for (const struct group *g = d->groups; g; g = g->next)
+		json_array_append_new(groups, describe(g));
+	control_reply(call, json_pack("{s:o}", "groups", groups), false);
+}
+
+static void group_show(struct control_call *call, json_t *parameters, struct asrd *d)
+{
+	const struct group *g = named(call, parameters, "name", d);
+
+	if (g)
+		control_reply(call, describe(g), false);
+}
+
+static void list_disks(struct group *g, json_t *disks)
+{
+	struct asr_group_info info;
+
+	if (!g->source || group_info(g, &info))
+		return;
+	for (uint32_t i = 0; i < info.disks; i++) {
+		struct asr_disk_info k = { .slot = i };
+		char lower[24];
+
+		if (source_ioctl(g->source, ASR_IOC_DISK_INFO, &k))
+			continue;
+		snprintf(lower, sizeof(lower), "%u:%u", k.lower_major, k.lower_minor);
+		json_array_append_new(disks, json_pack("{s:s, s:s, s:i, s:b, s:I, s:s, s:I, s:I}", "group", g->name,
+				      "name", k.name, "slot", (int)i, "active", k.active > 0, "sectors",
+				      (json_int_t)k.sectors, "lower", lower, "dirty_chunks",
+				      (json_int_t)k.dirty_chunks, "errors", (json_int_t)k.errors));
+	}
+}
+
+static void disk_list(struct control_call *call, json_t *parameters, struct asrd *d)
+{
+	json_t *disks = json_array();
+
+	for (struct group *g = d->groups; g; g = g->next)
+		list_disks(g, disks);
+	control_reply(call, json_pack("{s:o}", "disks", disks), false);
+}
+
+static void reload(struct control_call *call, json_t *parameters, struct asrd *d)
+{
+	struct why why = { "" };
+	int r = ship_reload(d->ship, &why);
+
+	if (r)
+		control_error(call, "%s", why.text[0] ? why.text : strerror(-r));
+	else
+		control_reply(call, json_object(), false);
+}
+
+static const struct {
+	const char *name;
+	void (*fn)(struct control_call *call, json_t *parameters, struct asrd *d);
+} methods[] = {
+	{ "io.asr.Status",		status },
+	{ "io.asr.Group.Create",	group_create },
+	{ "io.asr.Group.List",		group_list },
+	{ "io.asr.Group.Show",		group_show },
+	{ "io.asr.Group.Mark",		group_mark },
+	{ "io.asr.Group.Delete",	group_delete },
+	{ "io.asr.Disk.List",		disk_list },
+	{ "io.asr.Reload",		reload },
+};
+
+void method_call(struct control_call *call, const char *method, json_t *parameters, void *asrd)
+{
+	for (size_t i = 0; i < sizeof(methods) / sizeof(methods[0]); i++) {
+		if (!strcmp(method, methods[i].name)) {
+			methods[i].fn(call, parameters, asrd);
+			return;
+		}
+	}
+	control_error(call, "asrd has no method %s", method);
+}
