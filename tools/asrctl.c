@@ -15,6 +15,7 @@
 #include "asrctl.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <string.h>
 
 #define OPT(n, a, h, ...) { .name = n, .arg = a, .help = h, ##__VA_ARGS__ }
@@ -139,7 +140,7 @@ static void help_list(const char *prefix)
 {
 	char words[64], left[96];
 
-	printf("usage: asrctl %s... [options]\n\ncommands:\n", prefix);
+	printf("usage: asrctl %sCOMMAND [options]\n\ncommands:\n", prefix);
 	for (const struct command *c = commands; c->noun; c++) {
 		command_words(c, words, sizeof(words));
 		if (strncmp(words, prefix, strlen(prefix)))
@@ -403,6 +404,8 @@ int main(int argc, char **argv)
 	int used, err;
 
 	log_init("asrctl", LOG_LVL_WARN);
+	/* a peer that goes away is an error to be told, not a death */
+	signal(SIGPIPE, SIG_IGN);
 	argc--;
 	argv++;
 	if (argc == 1 && !strcmp(argv[0], "--version")) {

@@ -55,7 +55,7 @@ static void cell(const json_t *v, enum col_kind kind, char *out)
 	char text[24];
 
 	if (json_is_string(v))
-		snprintf(out, CELL, "%s", json_string_value(v));
+		snprintf(out, CELL, "%s", *json_string_value(v) ? json_string_value(v) : "-");
 	else if (json_is_boolean(v))
 		snprintf(out, CELL, "%s", json_is_true(v) ? "yes" : "no");
 	else if (!json_is_number(v))

@@ -308,6 +308,8 @@ int ident_key_create(struct catalog *cat, const char *dir, uint64_t expires_ns, 
 	ca = pem_read(ca_dir, "ca.crt", IDENT_PEM_CERT, why);
 	if (!ca)
 		return -EINVAL;
+	/* the text of a key counts in seconds */
+	expires_ns -= expires_ns % 1000000000ULL;
 	*k = (struct reg_key){ .expires_ns = expires_ns };
 	row = (struct catalog_key){ .created_ns = now_real_ns(), .expires_ns = expires_ns };
 	strcpy(k->address, address);
