@@ -245,11 +245,25 @@ static int grow(void **p, uint32_t *room, uint32_t count, uint32_t more, size_t 
 	return 0;
 }
 
-/* Room for all that a frame may bring, before anything of it is counted */
-static int table_reserve(struct seg_table *t, uint32_t records)
+static bool is_content(uint8_t kind)
 {
+	return wire_kind_has_payload(kind) || kind == ASR_KIND_ZEROES || kind == ASR_KIND_DISCARD ||
+	       kind == ASR_KIND_SYNC_ZEROES;
+}
+
+/* Room for all that a frame brings, before anything of it is counted */
+static int table_reserve(struct seg_table *t, const struct frame_view *v)
+{
+	uint32_t records = 0, events = 0;
+
+	for (uint32_t i = 0; i < v->hdr.records; i++)
+		if (is_content(v->recs[i].kind))
+			records++;
+		else if (v->recs[i].kind != ASR_KIND_FLUSH)
+			events++;
 	if (grow((void **)&t->frames, &t->frames_room, t->foot.frames, 1, sizeof(*t->frames)) ||
-	    grow((void **)&t->recs, &t->recs_room, t->foot.records, records, sizeof(*t->recs)))
+	    grow((void **)&t->recs, &t->recs_room, t->foot.records, records, sizeof(*t->recs)) ||
+	    grow((void **)&t->events, &t->events_room, t->foot.events, events, sizeof(*t->events)))
 		return -ENOMEM;
 	return 0;
 }
@@ -274,15 +288,12 @@ static void event_body(struct seg_event *e, const struct frame_view *v, const st
 	}
 }
 
-static int event_add(struct seg_table *t, struct seg_state *st, const struct frame_view *v,
-		     const struct frame_rec *r, uint32_t frame)
+static void event_add(struct seg_table *t, struct seg_state *st, const struct frame_view *v,
+		      const struct frame_rec *r, uint32_t frame)
 {
 	enum consistency c = wire_consistency(v, r);
-	struct seg_event *e;
+	struct seg_event *e = &t->events[t->foot.events++];
 
-	if (grow((void **)&t->events, &t->events_room, t->foot.events, 1, sizeof(*e)))
-		return -ENOMEM;
-	e = &t->events[t->foot.events++];
 	*e = (struct seg_event){ .seq = r->seq, .time_ns = r->time_ns, .prev_seq = st->last_seq,
 				 .prev_time_ns = st->last_time_ns, .writes = t->foot.writes, .frame = frame,
 				 .record = (uint16_t)(r - v->recs), .disk = r->disk, .kind = r->kind };
@@ -296,13 +307,6 @@ static int event_add(struct seg_table *t, struct seg_state *st, const struct fra
 		st->consistent = c == CONSISTENCY_REACHED;
 	e->consistency = (uint8_t)c;
 	e->consistent = st->consistent;
-	return 0;
-}
-
-static bool is_content(uint8_t kind)
-{
-	return wire_kind_has_payload(kind) || kind == ASR_KIND_ZEROES || kind == ASR_KIND_DISCARD ||
-	       kind == ASR_KIND_SYNC_ZEROES;
 }
 
 static void rec_add(struct seg_table *t, const struct frame_rec *r, uint32_t frame, uint16_t record)
@@ -321,15 +325,15 @@ int seg_table_add(struct seg_table *t, struct seg_state *st, const struct frame_
 	struct seg_foot *f = &t->foot;
 	uint32_t frame = f->frames;
 
-	if (table_reserve(t, h->records))
+	if (table_reserve(t, v))
 		return -ENOMEM;
 	for (uint32_t i = 0; i < h->records; i++) {
 		const struct frame_rec *r = &v->recs[i];
 
 		if (is_content(r->kind))
 			rec_add(t, r, frame, (uint16_t)i);
-		else if (r->kind != ASR_KIND_FLUSH && event_add(t, st, v, r, frame))
-			return -ENOMEM;
+		else if (r->kind != ASR_KIND_FLUSH)
+			event_add(t, st, v, r, frame);
 		st->last_seq = r->seq;
 		st->last_time_ns = r->time_ns;
 	}
@@ -666,6 +670,7 @@ int seg_scan(int fd, uint64_t file_bytes, const struct seg_hdr *h, struct seg_ta
 
 	if (!buf || seg_table_begin(t, st))
 		return why_set(why, ENOMEM, "out of memory");
+	st->next_number = h->number + 1;
 	while (offset < file_bytes) {
 		n = read_env(fd, offset, file_bytes, buf, room);
 		if (n == -ENODATA)
