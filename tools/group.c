@@ -73,8 +73,8 @@ int group_create(const struct args *a, struct why *why)
 int group_list(const struct args *a, struct why *why)
 {
 	static const struct col cols[] = {
-		{ "NAME", "name", COL_TEXT }, { "UUID", "uuid", COL_TEXT }, { "STATE", "state", COL_TEXT },
-		{ "RING", "ring_bytes", COL_BYTES }, { "DISKS", "disks", COL_INT },
+		{ "NAME", "name", COL_TEXT }, { "UUID", "uuid", COL_TEXT }, { "STATE", "status.state", COL_TEXT },
+		{ "RING", "ring_bytes", COL_BYTES }, { "DISKS", "status.disks", COL_INT },
 	};
 	cleanup_json answer = NULL;
 	int err;

@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <time.h>
 
 #define KEY_TEXT_MAX	4096
 
@@ -32,8 +33,27 @@ static int key_read(const char *path, char *text, struct why *why)
 	return 0;
 }
 
+/* The daemon has the identity; is it at the vault? What follows may need that. */
+static bool wait_connected(const struct args *a)
+{
+	const struct timespec pause = { .tv_nsec = 100000000 };
+
+	for (int i = 0; i < 100; i++) {
+		cleanup_json status = NULL;
+
+		if (daemon_call(a, "io.asr.Status", NULL, &status, NULL))
+			return false;
+		if (json_is_true(json_object_get(json_object_get(status, "vault"), "connected")))
+			return true;
+		nanosleep(&pause, NULL);
+	}
+	return false;
+}
+
 int register_host(const struct args *a, struct why *why)
 {
+	bool connected;
+
 	const char *dir = arg_value(a, "state-dir", ASR_STATE_DIR);
 	cleanup_json answer = NULL, *vault = NULL;
 	cleanup_free char *path = NULL, *kept = NULL;
@@ -55,9 +75,11 @@ int register_host(const struct args *a, struct why *why)
 	vault = json_loads(kept, 0, NULL);
 	/* a daemon that does not run reads its identity when it starts */
 	err = daemon_call(a, "io.asr.Reload", NULL, &answer, &daemon);
+	connected = !err && wait_connected(a);
 	if (a->json) {
 		json_object_set_new(vault, "state_dir", json_string(dir));
 		json_object_set_new(vault, "asrd_reloaded", json_boolean(!err));
+		json_object_set_new(vault, "connected", json_boolean(connected));
 		out_json(vault);
 		return 0;
 	}
@@ -67,5 +89,8 @@ int register_host(const struct args *a, struct why *why)
 	       json_string_value(json_object_get(vault, "port")));
 	if (err)
 		printf("asrd was not told: %s\n", daemon.text);
+	else
+		puts(connected ? "asrd is connected to it" :
+		     "asrd is not connected to it yet: `asrctl status` says why");
 	return 0;
 }

@@ -54,6 +54,7 @@ static void put_table(json_t *answer)
 		{ "SHIPPED MB/s", "rate.ship_bytes_per_s", COL_RATE },
 		{ "RATIO", "compression_ratio", COL_RATIO }, { "COPY", "copy", COL_TEXT },
 	};
+	const char *module = json_string_value(json_object_get(json_object_get(answer, "module"), "error"));
 	json_t *groups = json_object_get(answer, "groups"), *g;
 	size_t i;
 
@@ -61,6 +62,14 @@ static void put_table(json_t *answer)
 	json_array_foreach(groups, i, g)
 		row_complete(g);
 	out_table(groups, cols, sizeof(cols) / sizeof(cols[0]), "no groups");
+	json_array_foreach(groups, i, g) {
+		const char *trouble = json_string_value(json_object_get(g, "trouble"));
+
+		if (trouble && *trouble)
+			printf("%s: %s\n", json_string_value(json_object_get(g, "name")), trouble);
+	}
+	if (module)
+		printf("module: %s\n", module);
 	fflush(stdout);
 }
 
