@@ -157,7 +157,7 @@ static int group_find(const char *dir, const char *group, char **path, struct wh
 
 static int seg_read(struct index *ix, const struct index_seg *seg, uint64_t offset, void *buf, size_t bytes)
 {
-	char name[120];
+	char name[SEG_NAME_BYTES];
 	int ret;
 
 	snprintf(name, sizeof(name), "segments/%s", seg->file);
@@ -180,40 +180,50 @@ static int io_failed(const struct index_seg *seg, uint64_t offset, struct why *w
 		       ret == -ENODATA ? "the file ends before" : strerror(-ret));
 }
 
-/* Trailer and footer's head of a sealed segment into its table */
-static int head_load(struct index *ix, struct index_seg *seg, struct seg_trailer *tr, struct why *why)
+/* store_get of a sealed segment with the reason */
+static int sealed_read(struct store *store, const char *folder, const struct index_seg *seg, uint64_t offset,
+		       void *buf, size_t bytes, struct why *why)
+{
+	char name[SEG_NAME_BYTES];
+	int ret;
+
+	snprintf(name, sizeof(name), "%s/%s", folder, seg->file);
+	ret = store_get(store, name, offset, buf, bytes);
+	return ret ? io_failed(seg, offset, why, ret) : 0;
+}
+
+int index_head_read(struct store *store, const char *folder, struct index_seg *seg, struct seg_trailer *tr,
+		    struct why *why)
 {
 	cleanup_free uint8_t *head = NULL;
+	char name[SEG_NAME_BYTES];
 	struct seg_foot foot;
-	char name[120];
 	uint64_t bytes, at;
 	struct why w;
 	size_t n;
 	int ret;
 
-	snprintf(name, sizeof(name), "segments/%s", seg->file);
-	ret = store_head(ix->store, name, &bytes);
+	snprintf(name, sizeof(name), "%s/%s", folder, seg->file);
+	ret = store_head(store, name, &bytes);
 	if (ret)
 		return io_failed(seg, 0, why, ret);
 	at = bytes < sizeof(*tr) ? 0 : bytes - sizeof(*tr);
-	ret = seg_read(ix, seg, at, tr, sizeof(*tr));
+	ret = sealed_read(store, folder, seg, at, tr, sizeof(*tr), why);
 	if (ret)
-		return io_failed(seg, at, why, ret);
-	ret = seg_trailer_check(tr, bytes, &w);
-	if (ret)
+		return ret;
+	if (seg_trailer_check(tr, bytes, &w))
 		return damaged(seg, at, why, EBADMSG, w.text);
-	ret = seg_read(ix, seg, tr->foot_offset, &foot, sizeof(foot));
+	ret = sealed_read(store, folder, seg, tr->foot_offset, &foot, sizeof(foot), why);
 	if (ret)
-		return io_failed(seg, tr->foot_offset, why, ret);
-	ret = seg_head_bytes(&foot, tr->foot_bytes, &n, &w);
-	if (ret)
+		return ret;
+	if (seg_head_bytes(&foot, tr->foot_bytes, &n, &w))
 		return damaged(seg, tr->foot_offset, why, EBADMSG, w.text);
 	head = malloc(n);
 	if (!head)
 		return why_set(why, ENOMEM, "out of memory");
-	ret = seg_read(ix, seg, tr->foot_offset, head, n);
+	ret = sealed_read(store, folder, seg, tr->foot_offset, head, n, why);
 	if (ret)
-		return io_failed(seg, tr->foot_offset, why, ret);
+		return ret;
 	if (seg_check(head, n) != tr->head_check)
 		return damaged(seg, tr->foot_offset, why, EBADMSG, "the footer does not fit its checksum");
 	seg_table_free(&seg->table);
@@ -234,7 +244,7 @@ static uint64_t frames_end(const struct seg_table *t)
 static int sealed_open(struct index *ix, struct index_seg *seg, struct why *why)
 {
 	struct seg_trailer tr;
-	int ret = head_load(ix, seg, &tr, why);
+	int ret = index_head_read(ix->store, "segments", seg, &tr, why);
 
 	if (ret)
 		return ret;
@@ -248,7 +258,7 @@ static int sealed_open(struct index *ix, struct index_seg *seg, struct why *why)
 /* 1: nothing was ever written to it */
 static int tail_open(struct index *ix, struct index_seg *seg, struct index_stream *s, struct why *why)
 {
-	char name[120];
+	char name[SEG_NAME_BYTES];
 	cleanup_fd int fd = -1;
 	struct stat st;
 	struct why w;
@@ -469,7 +479,7 @@ int index_seg_load(struct index *ix, struct index_seg *seg, struct why *why)
 
 	if (!seg->sealed || seg->table.recs)
 		return 0;
-	ret = head_load(ix, seg, &tr, why);
+	ret = index_head_read(ix->store, "segments", seg, &tr, why);
 	if (ret)
 		return ret;
 	n = seg->table.foot.records * sizeof(struct seg_rec);

@@ -272,7 +272,7 @@ void seg_table_free(struct seg_table *t);
 int seg_scan(int fd, uint64_t file_bytes, const struct seg_hdr *h, struct seg_table *t,
 	     struct seg_state *st, uint64_t *end, bool *torn, struct why *why);
 /* "groups/<uuid>/segments/<stream>-<frame no>", without .open or .seg */
-#define SEG_NAME_BYTES	160
+#define SEG_NAME_BYTES	256
 void seg_name(const uint8_t *group, const uint8_t *stream, uint64_t first_frame_no,
 	      char out[SEG_NAME_BYTES]);
 
@@ -314,6 +314,9 @@ int index_open(const char *dir, const char *group, struct index **out, struct wh
 void index_close(struct index *ix);
 /* Names of the groups in a vault: [{"name","uuid","host"}] */
 json_t *index_groups(const char *dir, struct why *why);
+/* Header must be loaded. Trailer and head of the sealed segment folder/seg->file into seg->table */
+int index_head_read(struct store *store, const char *folder, struct index_seg *seg,
+		    struct seg_trailer *tr, struct why *why);
 /* Frame and record table of a sealed segment, read and checked now */
 int index_seg_load(struct index *ix, struct index_seg *seg, struct why *why);
 void index_seg_unload(struct index_seg *seg);
@@ -423,30 +426,58 @@ json_t *restore_json(const struct restore_args *a, const struct restore_result *
 /* The receiving side of the vault: streams, their active segments, acks. */
 struct ingest;
 struct ingest_stream;
-/* after an fdatasync: everything up to frame_no is durable */
-typedef void ingest_durable(struct ingest_stream *s, uint64_t frame_no, uint64_t last_seq, void *arg);
-/* more room: a paused source may go on */
-typedef void ingest_room(struct ingest_stream *s, void *arg);
+struct ingest_ops {
+	/* after an fdatasync: everything up to frame_no is durable */
+	void (*durable)(struct ingest_stream *s, uint64_t frame_no, uint64_t last_seq, void *arg);
+	/* no longer full: a paused source may go on */
+	void (*room)(struct ingest_stream *s, void *arg);
+};
 
 struct ingest_stat {
-	uint64_t frames, bytes, syncs, write_errors;
+	uint64_t frames, bytes, syncs, segments, errors;
 	int error;			/* -errno that stops writing now, or 0 */
 };
+/* store is on the vault's folder */
 int ingest_create(struct loop *l, struct store *store, uint64_t seg_bytes, struct ingest **out);
 void ingest_destroy(struct ingest *in);
-/* Recovers the stream from its folder at the first call. -EBUSY: open already */
+/*
+ * Recovers the stream from its folder at the first call. -EBUSY: it has a
+ * source; -EAGAIN: what an earlier source sent is not durable yet, ask again;
+ * -EBADMSG: the tail is damaged.
+ */
 int ingest_open(struct ingest *in, const uint8_t *group, const uint8_t *stream,
-		ingest_durable *durable, ingest_room *room, void *arg,
-		struct ingest_stream **out, struct why *why);
+		const struct ingest_ops *ops, void *arg, struct ingest_stream **out, struct why *why);
 /* The source has gone; what was accepted still becomes durable. */
 void ingest_close(struct ingest_stream *s);
+/* All that is accepted; right after ingest_open, all that is durable. */
 const struct seg_state *ingest_state(const struct ingest_stream *s);
-/* -EBADMSG with why: not the next frame; -EAGAIN never: see ingest_full */
+const uint8_t *ingest_uuid(const struct ingest_stream *s);
+/* -EBADMSG with why: it is not the next frame. Not when full. */
 int ingest_frame(struct ingest_stream *s, const uint8_t *frame, size_t bytes, struct why *why);
 /* No room for another frame now: pause the source until room */
 bool ingest_full(const struct ingest_stream *s);
-/* Nothing in flight and nothing waiting: may be destroyed cleanly */
+/* Nothing in flight and nothing waiting */
 bool ingest_idle(const struct ingest *in);
 void ingest_stat_get(const struct ingest *in, struct ingest_stat *st);
+
+/* ------------------------------------------------------------ recover.c */
+
+/* The unsealed segment that a stream goes on with. */
+struct recovered {
+	int fd;				/* -1: there is none, the next frame begins one */
+	char name[SEG_NAME_BYTES];
+	struct seg_hdr hdr;
+	struct seg_table table;
+	uint64_t end;			/* the next envelope goes here */
+};
+/*
+ * After whatever crash: finds the end of a stream, cuts off a torn tail, seals
+ * unsealed segments that have successors. Reads the newest sealed segment's
+ * footer and what is unsealed, nothing else.
+ */
+int recover_stream(struct store *store, const uint8_t *group, const uint8_t *stream, struct seg_state *st,
+		   struct recovered *r, struct why *why);
+/* Footer and trailer at end, flushed, .open -> .seg. Blocks. */
+int recover_seal(struct store *store, struct recovered *r, struct why *why);
 
 #endif /* ASR_VAULT_H */
