@@ -59,11 +59,28 @@ void asr_ring_free(struct asr_ring *r)
 	vfree(r->data);
 }
 
-static u64 oldest_busy(struct asr_group *g)
+/* Where the first record in flight begins: all before it is committed. */
+static u64 frontier(struct asr_group *g)
 {
 	struct asr_io *io = list_first_entry_or_null(&g->busy, struct asr_io, link);
 
 	return io ? io->pos : g->ring.head;
+}
+
+/*
+ * The same, as far as the consumer may have got. A completion commits its
+ * record first and leaves the list a moment later, under the lock: in between
+ * the consumer may have gone past it, so `how` counts, cleared before C.
+ * Not for wake-ups: who is woken must find its record committed.
+ */
+static u64 frontier_of_consumer(struct asr_group *g)
+{
+	struct asr_io *io;
+
+	list_for_each_entry(io, &g->busy, link)
+		if (READ_ONCE(io->how) != ASR_IO_NONE)
+			return io->pos;
+	return g->ring.head;
 }
 
 /* Only forward, to the beginning of a record, not beyond one in flight. */
@@ -72,7 +89,7 @@ static bool tail_legal(struct asr_group *g, u64 tail)
 	struct asr_ring *r = &g->ring;
 	struct asr_rec *rec;
 
-	if (tail < r->tail || tail > oldest_busy(g) || tail % ASR_REC_ALIGN)
+	if (tail < r->tail || tail > frontier_of_consumer(g) || tail % ASR_REC_ALIGN)
 		return false;
 	rec = r->data + (tail & r->mask);
 	return tail == r->head || rec->pos == tail;
@@ -190,7 +207,7 @@ bool asr_ring_wake_due_locked(struct asr_group *g)
 	lockdep_assert_held(&g->lock);
 	smp_mb();					/* F */
 	wake = READ_ONCE(r->cons->wake);
-	if (wake == r->woken || wake > oldest_busy(g))
+	if (wake == r->woken || wake > frontier(g))
 		return false;
 	r->woken = wake;
 	WRITE_ONCE(r->prod->wakeups, ++r->wakeups);
@@ -208,7 +225,7 @@ bool asr_ring_ready(struct asr_group *g, bool *poisoned)
 	bool ready;
 
 	spin_lock_irqsave(&g->lock, irq);
-	ready = READ_ONCE(g->ring.cons->wake) <= oldest_busy(g);
+	ready = READ_ONCE(g->ring.cons->wake) <= frontier(g);
 	*poisoned = g->ring.poisoned;
 	spin_unlock_irqrestore(&g->lock, irq);
 	return ready;
