@@ -28,6 +28,9 @@
 # out.log (the script's words), result, stamplog (what the guest wrote to
 # /dev/virtio-ports/stamplog: it survives the power cut).
 #
+# The guest's write to a port returns once it is queued. ioeventfd=off makes the
+# queueing itself the write to the host's file, so a power cut loses no log.
+#
 # Data disks: cache=unsafe means that QEMU puts a completed write into the host's
 # page cache and ignores flushes. A SIGKILL of QEMU loses none of it; only a crash
 # of the host would. So a power cut loses what was not completed, and no more.
@@ -163,7 +166,7 @@ vm_qemu() {
 			-drive "file=$VM_CACHE/$series/modules.img,id=mods,$ro" \
 			-device virtio-blk-pci,drive=mods,serial=modules \
 			-drive "file=project.img,id=proj,$ro" -device virtio-blk-pci,drive=proj,serial=project \
-			-device virtio-serial-pci -object rng-random,id=rng,filename=/dev/urandom \
+			-device virtio-serial-pci,ioeventfd=off -object rng-random,id=rng,filename=/dev/urandom \
 			-device virtio-rng-pci,rng=rng "${ports[@]}" \
 			-chardev socket,id=agent,path=agent,server=on,wait=off \
 			-device virtserialport,chardev=agent,name=agent \
@@ -205,7 +208,7 @@ vm_log_clean() {
 	local dir=$VM_OUT/$1 expect
 	expect=$( { printf '%s\n' "${VM_EXPECT[@]}"; sed -n 's/^expect //p' "$dir/result"; } | grep -v '^$')
 	# `$^` matches nothing: with no expectation every alarm stays.
-	grep -aE "$vm_alarm" "$dir/console.log" | grep -avE "${expect:-\$^}" >"$dir/alarms"
+	tr -d '\r' <"$dir/console.log" | grep -aE "$vm_alarm" | grep -avE "${expect:-\$^}" >"$dir/alarms"
 	[ ! -s "$dir/alarms" ] && return 0
 	echo "--- kernel log of $1: not clean"
 	head -n 20 "$dir/alarms"
