@@ -91,7 +91,7 @@ static bool held_by(uint32_t major, uint32_t minor, char *out, size_t bytes)
 		if (*e->d_name == '.')
 			continue;
 		if (asprintf(&file, "/sys/block/%s/dev", e->d_name) >= 0 &&
-		    !file_read(file, 64, &dev, NULL, NULL) && sscanf(dev, "%u:%u", &ma, &mi) == 2 &&
+		    !file_read(file, 8192, &dev, NULL, NULL) && sscanf(dev, "%u:%u", &ma, &mi) == 2 &&
 		    !dm_name_of(ma, mi, text, sizeof(text)))
 			snprintf(out, bytes, "part of /dev/mapper/%s; protect that one", text);
 		else
@@ -131,7 +131,7 @@ static void in_use_by(uint32_t major, uint32_t minor, char *out, size_t bytes)
 		cleanup_free char *dev = NULL, *file = NULL;
 
 		if (*e->d_name == '.' || asprintf(&file, "%s/%s/dev", path, e->d_name) < 0 ||
-		    file_read(file, 64, &dev, NULL, NULL) || sscanf(dev, "%u:%u", &ma, &mi) != 2)
+		    file_read(file, 8192, &dev, NULL, NULL) || sscanf(dev, "%u:%u", &ma, &mi) != 2)
 			continue;
 		if (user_of(ma, mi, inner, sizeof(inner))) {
 			snprintf(out, bytes, "its partition %.64s is %s", e->d_name, inner);
