@@ -460,6 +460,34 @@ bool ingest_full(const struct ingest_stream *s);
 bool ingest_idle(const struct ingest *in);
 void ingest_stat_get(const struct ingest *in, struct ingest_stat *st);
 
+/* ------------------------------------------------------------ service.c */
+
+/* Hosts, their connections, and what they may ask for. */
+struct service;
+struct service_args {
+	const char *dir;		/* the vault's folder; outlives the service */
+	struct loop *loop;
+	struct catalog *cat;
+	struct ingest *ingest;
+	SSL_CTX *ctx;
+};
+int service_create(const struct service_args *a, struct service **out);
+void service_destroy(struct service *s);
+/* A socket that was accepted: the service's from here on */
+void service_accept(struct service *s, int fd);
+/* Cuts off every host; their streams' frames still become durable */
+void service_stop(struct service *s);
+/* For io.asr.vault.Status: [{host, address, since, streams: [...]}] */
+json_t *service_json(const struct service *s);
+
+/* ------------------------------------------------------------- folder.c */
+
+/* group.json and wrapped.key of a new group, durable. -EEXIST never: same again is fine. */
+int folder_make(const char *dir, const struct catalog_group *g, const uint8_t *wrapped, size_t wrapped_bytes,
+		json_t *recipients, struct why *why);
+/* The group has no source any more: group.json says so */
+int folder_delete(const char *dir, const uint8_t uuid[ASR_UUID_BYTES], struct why *why);
+
 /* ------------------------------------------------------------ recover.c */
 
 /* The unsealed segment that a stream goes on with. */

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * A group's folder in the vault: what a bare copy of it must carry along.
+ *
+ * Design: wrapped.key is written before group.json, for a folder without
+ * group.json is no group: so a crash leaves a whole group or none.
+ *
+ * Context: blocks on the file system; when a group comes or goes.
+ */
+#include "vault.h"
+
+#include <errno.h>
+#include <string.h>
+
+#define GROUP_JSON_MAX	(1u << 20)
+
+static char *folder_path(const char *dir, const uint8_t *uuid, const char *file)
+{
+	char hex[33], *path;
+
+	hex_encode(uuid, ASR_UUID_BYTES, hex);
+	return asprintf(&path, "%s/groups/%s%s%s", dir, hex, *file ? "/" : "", file) < 0 ? NULL : path;
+}
+
+static int json_write(const char *path, const json_t *root, struct why *why)
+{
+	cleanup_free char *text = json_dumps(root, JSON_INDENT(2));
+
+	if (!text)
+		return why_set(why, ENOMEM, "out of memory");
+	return file_write(path, 0600, text, strlen(text), why);
+}
+
+int folder_make(const char *dir, const struct catalog_group *g, const uint8_t *wrapped, size_t wrapped_bytes,
+		json_t *recipients, struct why *why)
+{
+	cleanup_free char *segments = folder_path(dir, g->uuid, "segments");
+	cleanup_free char *key = folder_path(dir, g->uuid, "wrapped.key");
+	cleanup_free char *meta = folder_path(dir, g->uuid, "group.json");
+	cleanup_json root = NULL;
+	char uuid[33], stream[33], when[40];
+	int ret;
+
+	if (!segments || !key || !meta)
+		return why_set(why, ENOMEM, "out of memory");
+	hex_encode(g->uuid, ASR_UUID_BYTES, uuid);
+	hex_encode(g->stream, ASR_UUID_BYTES, stream);
+	root = json_pack("{s:i, s:s, s:s, s:s, s:I, s:[s], s:O, s:s, s:b}", "version", 1, "name", g->name,
+			 "uuid", uuid, "host", g->host_id, "generation", (json_int_t)g->generation,
+			 "streams", stream, "recipients", recipients, "created",
+			 time_format(g->created_ns, when), "deleted", 0);
+	if (!root)
+		return why_set(why, ENOMEM, "out of memory");
+	ret = dir_make(segments, 0700, why);
+	if (!ret)
+		ret = file_write(key, 0600, wrapped, wrapped_bytes, why);
+	return ret ? ret : json_write(meta, root, why);
+}
+
+int folder_delete(const char *dir, const uint8_t uuid[ASR_UUID_BYTES], struct why *why)
+{
+	cleanup_free char *path = folder_path(dir, uuid, "group.json"), *text = NULL;
+	cleanup_json root = NULL;
+	int ret;
+
+	if (!path)
+		return why_set(why, ENOMEM, "out of memory");
+	ret = file_read(path, GROUP_JSON_MAX, &text, NULL, why);
+	if (ret)
+		return ret;
+	root = json_loads(text, 0, NULL);
+	if (!root)
+		return why_set(why, EBADMSG, "%s is damaged", path);
+	json_object_set_new(root, "deleted", json_true());
+	return json_write(path, root, why);
+}

@@ -1,0 +1,629 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * Hosts at the vault: their connections, what they may ask, what they ship.
+ *
+ * Design: a connection shows who it is by its certificate; a host reaches its
+ * own groups only. It opens streams by calls; from then on its frames go to
+ * ingest, and acknowledgements come back after each flush. When a stream has
+ * no room the whole connection stops being read, and TCP does the rest.
+ *
+ * A host that comes back before its old connection is found dead takes its
+ * streams over: the old connection is closed. A stream whose last frames are
+ * not durable yet is answered when they are, for the answer is what is durable.
+ *
+ * Invariants: nothing but HELLO and enrol is done for a peer without a
+ * certificate. A frame goes only into a stream that this connection opened, of
+ * the generation that it opened. A bad frame ends the connection, with the
+ * reason, and nothing of it is stored.
+ *
+ * Context: the loop's thread. Calls block on the file system; frames do not.
+ */
+#include "vault.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#define CLIENTS_MAX	1024
+#define STREAMS_MAX	64	/* of one connection */
+#define WRAPPED_MAX	65536
+#define RECIPIENTS_MAX	64
+
+struct client {
+	struct service *sv;
+	struct conn *conn;
+	char host_id[CATALOG_ID_BYTES];
+	char host[ASR_NAME_BYTES];
+	char address[INET6_ADDRSTRLEN];
+	uint64_t since_ns, frames, bytes;
+	bool hello, closing;
+	struct slot {
+		struct ingest_stream *stream;	/* NULL: the slot is free, or waits */
+		uint8_t group[ASR_UUID_BYTES], uuid[ASR_UUID_BYTES];
+		uint64_t generation;
+		json_int_t waits;		/* the call to be answered when it is durable; -1 */
+	} slot[STREAMS_MAX];
+	struct client *next;
+};
+
+struct service {
+	struct service_args a;
+	struct client *clients;
+	unsigned int count;
+	struct loop_idle idle;
+};
+
+/* ------------------------------------------------------------------ answers */
+
+static void refuse(struct client *c, const char *code, const char *text)
+{
+	if (c->closing)
+		return;
+	log_warn("host %s (%s): %s: %s", *c->host ? c->host : "?", c->address, code, text);
+	c->closing = true;
+	conn_send_json(c->conn, MSG_ERROR, json_pack("{s:s, s:s}", "error", code, "text", text));
+	conn_close(c->conn, -EPROTO, text);
+}
+
+static void reply(struct client *c, json_int_t id, json_t *parameters)
+{
+	conn_send_json(c->conn, MSG_REPLY, json_pack("{s:I, s:o}", "id", id, "parameters",
+						     parameters ? parameters : json_object()));
+}
+
+static void reply_error(struct client *c, json_int_t id, const char *code, const char *text)
+{
+	log_warn("host %s (%s): %s: %s", *c->host ? c->host : "?", c->address, code, text);
+	conn_send_json(c->conn, MSG_REPLY, json_pack("{s:I, s:s, s:s}", "id", id, "error", code, "text", text));
+}
+
+static const char *text_of(const json_t *p, const char *key)
+{
+	const char *s = json_string_value(json_object_get(p, key));
+
+	return s ? s : "";
+}
+
+static int uuid_of(const json_t *p, const char *key, uint8_t out[ASR_UUID_BYTES], struct why *why)
+{
+	if (!hex_decode(text_of(p, key), out, ASR_UUID_BYTES))
+		return 0;
+	return why_set(why, EINVAL, "\"%s\" must be 32 hex digits", key);
+}
+
+static int base64_digit(char ch)
+{
+	static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+	const char *p = ch ? strchr(digits, ch) : NULL;
+
+	return p ? (int)(p - digits) : -1;
+}
+
+/* -EINVAL: not base64, empty, or more than room */
+static int base64_decode(const char *text, uint8_t *out, size_t room, size_t *bytes)
+{
+	uint32_t bits = 0;
+	int have = 0, d;
+	size_t n = 0;
+
+	for (; *text && *text != '='; text++) {
+		d = base64_digit(*text);
+		if (d < 0)
+			return -EINVAL;
+		bits = bits << 6 | (uint32_t)d;
+		have += 6;
+		if (have >= 8) {
+			if (n == room)
+				return -EINVAL;
+			have -= 8;
+			out[n++] = (uint8_t)(bits >> have);
+		}
+	}
+	*bytes = n;
+	return n && !text[strspn(text, "=")] ? 0 : -EINVAL;
+}
+
+/* ------------------------------------------------------------------- groups */
+
+static bool recipients_ok(const json_t *list)
+{
+	const json_t *v;
+	size_t i;
+
+	if (!json_is_array(list) || !json_array_size(list) || json_array_size(list) > RECIPIENTS_MAX)
+		return false;
+	json_array_foreach(list, i, v)
+		if (!json_is_string(v))
+			return false;
+	return true;
+}
+
+static int group_parameters(struct client *c, json_t *p, struct catalog_group *g, uint8_t *wrapped,
+			    size_t *bytes, struct why *why)
+{
+	int ret = uuid_of(p, "group", g->uuid, why);
+
+	if (!ret)
+		ret = uuid_of(p, "stream", g->stream, why);
+	if (!ret)
+		ret = name_check("group", text_of(p, "name"), why);
+	if (ret)
+		return ret;
+	snprintf(g->name, sizeof(g->name), "%s", text_of(p, "name"));
+	snprintf(g->host_id, sizeof(g->host_id), "%s", c->host_id);
+	g->generation = 1;
+	g->created_ns = now_real_ns();
+	if (base64_decode(text_of(p, "wrapped_key"), wrapped, WRAPPED_MAX, bytes))
+		return why_set(why, EINVAL, "\"wrapped_key\" must be base64");
+	if (!recipients_ok(json_object_get(p, "recipients")))
+		return why_set(why, EINVAL, "\"recipients\" must be 1 to %d lines of text", RECIPIENTS_MAX);
+	return 0;
+}
+
+static void group_create(struct client *c, json_int_t id, json_t *p)
+{
+	cleanup_free uint8_t *wrapped = malloc(WRAPPED_MAX);
+	struct catalog_group g = { 0 }, old;
+	struct why why = { "out of memory" };
+	bool added = false;
+	size_t bytes = 0;
+	int ret;
+
+	if (!wrapped || group_parameters(c, p, &g, wrapped, &bytes, &why)) {
+		reply_error(c, id, "bad-parameter", why.text);
+		return;
+	}
+	ret = catalog_group_get(c->sv->a.cat, g.uuid, &old, &why);
+	if (!ret && (strcmp(old.host_id, c->host_id) || old.deleted_ns)) {
+		reply_error(c, id, "not-allowed", "that group is another host's, or was deleted");
+		return;
+	}
+	if (!ret && (strcmp(old.name, g.name) || memcmp(old.stream, g.stream, ASR_UUID_BYTES))) {
+		reply_error(c, id, "bad-parameter", "that group exists under another name or stream");
+		return;
+	}
+	if (ret == -ENOENT) {
+		ret = catalog_group_add(c->sv->a.cat, &g, &why);
+		if (ret) {
+			reply_error(c, id, ret == -EEXIST ? "name-taken" : "vault-failed", why.text);
+			return;
+		}
+		added = true;
+	}
+	if (!ret)
+		ret = folder_make(c->sv->a.dir, &g, wrapped, bytes, json_object_get(p, "recipients"), &why);
+	if (ret) {
+		if (added)
+			catalog_group_delete(c->sv->a.cat, g.uuid, NULL);
+		reply_error(c, id, "vault-failed", why.text);
+		return;
+	}
+	log_info("host %s: group %s", c->host, g.name);
+	catalog_audit(c->sv->a.cat, c->host_id, "group.create", g.name);
+	reply(c, id, NULL);
+}
+
+/* The group that a call names, if it is this host's */
+static int own_group(struct client *c, json_int_t id, json_t *p, struct catalog_group *g)
+{
+	uint8_t uuid[ASR_UUID_BYTES];
+	struct why why;
+	int ret = uuid_of(p, "group", uuid, &why);
+
+	if (ret) {
+		reply_error(c, id, "bad-parameter", why.text);
+		return ret;
+	}
+	ret = catalog_group_get(c->sv->a.cat, uuid, g, &why);
+	if (!ret && strcmp(g->host_id, c->host_id))
+		ret = why_set(&why, EACCES, "that group is another host's");
+	if (!ret && g->deleted_ns)
+		ret = why_set(&why, EACCES, "that group was deleted: its history is kept, it takes no more");
+	if (ret)
+		reply_error(c, id, ret == -EACCES ? "not-allowed" : ret == -ENOENT ? "unknown-group" :
+			    "vault-failed", why.text);
+	return ret;
+}
+
+static struct slot *slot_of(struct client *c, const uint8_t *uuid)
+{
+	for (int i = 0; i < STREAMS_MAX; i++)
+		if (c->slot[i].stream && !memcmp(c->slot[i].uuid, uuid, ASR_UUID_BYTES))
+			return &c->slot[i];
+	return NULL;
+}
+
+static void slot_close(struct slot *s)
+{
+	if (s->stream)
+		ingest_close(s->stream);
+	s->stream = NULL;
+	s->waits = -1;
+}
+
+static void group_delete(struct client *c, json_int_t id, json_t *p)
+{
+	struct catalog_group g;
+	struct slot *s;
+	struct why why;
+
+	if (own_group(c, id, p, &g))
+		return;
+	if (folder_delete(c->sv->a.dir, g.uuid, &why) || catalog_group_delete(c->sv->a.cat, g.uuid, &why)) {
+		reply_error(c, id, "vault-failed", why.text);
+		return;
+	}
+	s = slot_of(c, g.stream);
+	if (s)
+		slot_close(s);
+	catalog_audit(c->sv->a.cat, c->host_id, "group.delete", g.name);
+	reply(c, id, NULL);
+}
+
+/* ------------------------------------------------------------------ streams */
+
+static void on_durable(struct ingest_stream *s, uint64_t frame_no, uint64_t last_seq, void *arg)
+{
+	struct client *c = arg;
+	struct msg_ack ack = { .frame_no = frame_no, .last_seq = last_seq };
+	struct iovec iov = { &ack, sizeof(ack) };
+
+	memcpy(ack.stream, ingest_uuid(s), ASR_UUID_BYTES);
+	conn_send(c->conn, MSG_ACK, &iov, 1);
+}
+
+static bool any_full(const struct client *c)
+{
+	for (int i = 0; i < STREAMS_MAX; i++)
+		if (c->slot[i].stream && ingest_full(c->slot[i].stream))
+			return true;
+	return false;
+}
+
+static void on_room(struct ingest_stream *s, void *arg)
+{
+	struct client *c = arg;
+
+	if (!c->closing && !any_full(c))
+		conn_pause(c->conn, false);
+}
+
+static const struct ingest_ops ingest_ops = { on_durable, on_room };
+
+/* An older connection has this stream: the host came back, that one is dead */
+static void take_over(struct service *sv, const uint8_t *uuid)
+{
+	for (struct client *c = sv->clients; c; c = c->next) {
+		struct slot *s = slot_of(c, uuid);
+
+		if (!s)
+			continue;
+		slot_close(s);
+		refuse(c, "replaced", "the host has opened the stream on a newer connection");
+	}
+}
+
+/* Answers a stream.open, or leaves it waiting */
+static void slot_open(struct client *c, struct slot *s)
+{
+	const struct seg_state *st;
+	struct why why;
+	json_int_t id = s->waits;
+	char tag[2 * ASR_TAG_BYTES + 1];
+	int ret;
+
+	ret = ingest_open(c->sv->a.ingest, s->group, s->uuid, &ingest_ops, c, &s->stream, &why);
+	if (ret == -EAGAIN)
+		return;
+	s->waits = -1;
+	if (ret) {
+		s->stream = NULL;
+		reply_error(c, id, ret == -EBADMSG ? "damaged" : "vault-failed", why.text);
+		return;
+	}
+	st = ingest_state(s->stream);
+	hex_encode(st->last_tag, ASR_TAG_BYTES, tag);
+	reply(c, id, json_pack("{s:I, s:I, s:s, s:b, s:I}", "frame_no", (json_int_t)st->next_frame_no - 1,
+			       "last_seq", (json_int_t)st->last_seq, "last_tag", tag, "consistent",
+			       st->consistent, "generation", (json_int_t)s->generation));
+}
+
+static void stream_open(struct client *c, json_int_t id, json_t *p)
+{
+	json_int_t generation = json_integer_value(json_object_get(p, "generation"));
+	struct catalog_group g;
+	uint8_t uuid[ASR_UUID_BYTES];
+	struct slot *s = NULL;
+
+	if (own_group(c, id, p, &g))
+		return;
+	if (uuid_of(p, "stream", uuid, NULL) || memcmp(uuid, g.stream, ASR_UUID_BYTES)) {
+		reply_error(c, id, "not-allowed", "that stream is not the group's");
+		return;
+	}
+	if (generation < 1 || (uint64_t)generation != g.generation) {
+		reply_error(c, id, (uint64_t)generation < g.generation ? "fenced" : "bad-parameter",
+			    "the group is in another generation: it has been failed over");
+		return;
+	}
+	take_over(c->sv, uuid);
+	for (int i = 0; i < STREAMS_MAX && !s; i++)
+		if (!c->slot[i].stream && c->slot[i].waits < 0)
+			s = &c->slot[i];
+	if (!s || c->closing) {
+		reply_error(c, id, "not-allowed", "too many streams on one connection");
+		return;
+	}
+	memcpy(s->group, g.uuid, ASR_UUID_BYTES);
+	memcpy(s->uuid, uuid, ASR_UUID_BYTES);
+	s->generation = g.generation;
+	s->waits = id;
+	slot_open(c, s);
+}
+
+static void on_idle(void *arg)
+{
+	struct service *sv = arg;
+
+	for (struct client *c = sv->clients; c; c = c->next)
+		for (int i = 0; i < STREAMS_MAX && !c->closing; i++)
+			if (c->slot[i].waits >= 0)
+				slot_open(c, &c->slot[i]);
+}
+
+static void on_frame(struct client *c, const uint8_t *body, size_t bytes)
+{
+	const struct frame_hdr *h = (const void *)body;
+	struct why why;
+	struct slot *s;
+
+	if (bytes < sizeof(*h)) {
+		refuse(c, "bad-frame", "a frame is shorter than its header");
+		return;
+	}
+	s = slot_of(c, h->stream);
+	if (!s) {
+		refuse(c, "not-allowed", "a frame of a stream that is not open on this connection");
+		return;
+	}
+	if (h->generation != s->generation) {
+		refuse(c, "fenced", "a frame of another generation than was opened");
+		return;
+	}
+	if (ingest_frame(s->stream, body, bytes, &why)) {
+		refuse(c, "bad-frame", why.text);
+		return;
+	}
+	c->frames++;
+	c->bytes += bytes;
+	if (ingest_full(s->stream))
+		conn_pause(c->conn, true);
+}
+
+/* ----------------------------------------------------------------- messages */
+
+static const struct method {
+	const char *name;
+	void (*fn)(struct client *c, json_int_t id, json_t *parameters);
+} methods[] = {
+	{ "stream.open", stream_open },
+	{ "group.create", group_create },
+	{ "group.delete", group_delete },
+};
+
+static void enrol(struct client *c, json_int_t id, json_t *p)
+{
+	const char *error = "vault-failed";
+	struct why why = { "failed" };
+	json_t *answer = ident_enrol(c->sv->a.cat, c->sv->a.dir, conn_ssl(c->conn), p, &error, &why);
+
+	if (answer) {
+		log_info("host %s enrolled from %s", text_of(p, "host"), c->address);
+		catalog_audit(c->sv->a.cat, text_of(answer, "host_id"), "enrol", text_of(p, "host"));
+		reply(c, id, answer);
+	} else {
+		catalog_audit(c->sv->a.cat, c->address, "enrol refused", why.text);
+		reply_error(c, id, error, why.text);
+	}
+}
+
+static void on_call(struct client *c, json_t *root)
+{
+	const char *method = text_of(root, "method");
+	json_int_t id = json_integer_value(json_object_get(root, "id"));
+	json_t *p = json_object_get(root, "parameters");
+
+	if (id < 0 || !*method || (p && !json_is_object(p))) {
+		refuse(c, "bad-call", "a call has an id, a method and parameters");
+		return;
+	}
+	if (conn_enrolling(c->conn)) {
+		if (strcmp(method, "enrol"))
+			refuse(c, "not-allowed", "this connection is for enrolment only");
+		else
+			enrol(c, id, p);
+		return;
+	}
+	for (size_t i = 0; i < sizeof(methods) / sizeof(methods[0]); i++)
+		if (!strcmp(method, methods[i].name)) {
+			methods[i].fn(c, id, p);
+			return;
+		}
+	reply_error(c, id, "unknown-method", method);
+}
+
+static void on_hello(struct client *c, const json_t *root)
+{
+	if (json_integer_value(json_object_get(root, "protocol")) != 1) {
+		refuse(c, "bad-protocol", "this vault speaks protocol 1");
+		return;
+	}
+	c->hello = true;
+	if (!*c->host)
+		snprintf(c->host, sizeof(c->host), "%.63s", text_of(root, "host"));
+}
+
+static void on_msg(struct conn *conn, uint32_t type, const uint8_t *body, size_t bytes, void *arg)
+{
+	struct client *c = arg;
+	cleanup_json root = NULL;
+
+	if (c->closing || type == MSG_PING)
+		return;
+	if (type == MSG_FRAME && c->hello && !conn_enrolling(conn)) {
+		on_frame(c, body, bytes);
+		return;
+	}
+	root = type == MSG_HELLO || type == MSG_CALL ? json_loadb((const char *)body, bytes,
+		JSON_REJECT_DUPLICATES, NULL) : NULL;
+	if (!json_is_object(root) || (type == MSG_CALL && !c->hello))
+		refuse(c, "bad-message", "a message of this type is not expected here, or is no JSON object");
+	else if (type == MSG_HELLO)
+		on_hello(c, root);
+	else
+		on_call(c, root);
+}
+
+/* -------------------------------------------------------------- connections */
+
+static void on_up(struct conn *conn, void *arg)
+{
+	struct client *c = arg;
+	const char *peer = conn_peer(conn);
+	struct catalog_host h;
+	struct why why;
+
+	conn_send_json(conn, MSG_HELLO, json_pack("{s:i, s:s}", "protocol", 1, "software",
+						  "dm-asr " ASR_VERSION));
+	if (conn_enrolling(conn))
+		return;
+	if (!peer || strncmp(peer, "asr:host:", 9) || strlen(peer + 9) >= sizeof(c->host_id)) {
+		refuse(c, "not-allowed", "no certificate of a registered host: asrctl register");
+		return;
+	}
+	snprintf(c->host_id, sizeof(c->host_id), "%s", peer + 9);
+	if (catalog_host_get(c->sv->a.cat, c->host_id, &h, &why)) {
+		refuse(c, "not-allowed", why.text);
+		return;
+	}
+	snprintf(c->host, sizeof(c->host), "%s", h.name);
+	log_info("host %s connected from %s", c->host, c->address);
+}
+
+static void on_down(struct conn *conn, int err, const struct why *why, void *arg)
+{
+	struct client *c = arg;
+	struct service *sv = c->sv;
+	struct client **p = &sv->clients;
+
+	for (int i = 0; i < STREAMS_MAX; i++)
+		slot_close(&c->slot[i]);
+	if (*c->host_id)
+		log_info("host %s (%s) gone: %s", c->host, c->address, why->text);
+	while (*p != c)
+		p = &(*p)->next;
+	*p = c->next;
+	sv->count--;
+	free(c);
+}
+
+static const struct conn_ops conn_ops = { .up = on_up, .msg = on_msg, .down = on_down };
+
+static void address_text(int fd, char out[INET6_ADDRSTRLEN])
+{
+	struct sockaddr_storage sa = { 0 };
+	socklen_t n = sizeof(sa);
+
+	snprintf(out, INET6_ADDRSTRLEN, "?");
+	if (getpeername(fd, (struct sockaddr *)&sa, &n) < 0)
+		return;
+	if (sa.ss_family == AF_INET6)
+		inet_ntop(AF_INET6, &((struct sockaddr_in6 *)&sa)->sin6_addr, out, INET6_ADDRSTRLEN);
+	else if (sa.ss_family == AF_INET)
+		inet_ntop(AF_INET, &((struct sockaddr_in *)&sa)->sin_addr, out, INET6_ADDRSTRLEN);
+}
+
+void service_accept(struct service *sv, int fd)
+{
+	struct client *c = sv->count < CLIENTS_MAX ? calloc(1, sizeof(*c)) : NULL;
+
+	if (!c) {
+		close(fd);
+		return;
+	}
+	c->sv = sv;
+	c->since_ns = now_real_ns();
+	for (int i = 0; i < STREAMS_MAX; i++)
+		c->slot[i].waits = -1;
+	address_text(fd, c->address);
+	if (conn_accept(sv->a.loop, sv->a.ctx, fd, &conn_ops, c, &c->conn)) {
+		close(fd);
+		free(c);
+		return;
+	}
+	c->next = sv->clients;
+	sv->clients = c;
+	sv->count++;
+}
+
+void service_stop(struct service *sv)
+{
+	for (struct client *c = sv->clients; c; c = c->next) {
+		c->closing = true;
+		conn_close(c->conn, -ESHUTDOWN, "the vault is stopping");
+	}
+}
+
+int service_create(const struct service_args *a, struct service **out)
+{
+	struct service *sv = calloc(1, sizeof(*sv));
+
+	if (!sv)
+		return -ENOMEM;
+	sv->a = *a;
+	sv->idle = (struct loop_idle){ .fn = on_idle, .arg = sv };
+	loop_idle_add(a->loop, &sv->idle);
+	*out = sv;
+	return 0;
+}
+
+/* After the loop has ended; what connections remain go with the process */
+void service_destroy(struct service *sv)
+{
+	if (!sv)
+		return;
+	loop_idle_remove(sv->a.loop, &sv->idle);
+	free(sv);
+}
+
+static json_t *streams_json(const struct client *c)
+{
+	json_t *list = json_array();
+	char group[33];
+
+	for (int i = 0; i < STREAMS_MAX; i++) {
+		const struct seg_state *st = c->slot[i].stream ? ingest_state(c->slot[i].stream) : NULL;
+
+		if (!st)
+			continue;
+		hex_encode(c->slot[i].group, ASR_UUID_BYTES, group);
+		json_array_append_new(list, json_pack("{s:s, s:I, s:I, s:b}", "group", group, "frames",
+			(json_int_t)st->next_frame_no - 1, "last_seq", (json_int_t)st->last_seq,
+			"consistent", st->consistent));
+	}
+	return list;
+}
+
+json_t *service_json(const struct service *sv)
+{
+	json_t *list = json_array();
+	char when[40];
+
+	for (const struct client *c = sv->clients; c; c = c->next)
+		if (*c->host_id)
+			json_array_append_new(list, json_pack("{s:s, s:s, s:s, s:I, s:I, s:o}", "host", c->host,
+				"address", c->address, "since", time_format(c->since_ns, when), "frames",
+				(json_int_t)c->frames, "bytes", (json_int_t)c->bytes, "streams", streams_json(c)));
+	return list;
+}
