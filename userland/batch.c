@@ -41,7 +41,8 @@ bool batch_loses_consistency(const struct asr_rec *rec, const uint8_t *payload)
 
 	if (rec->kind == ASR_KIND_STATE)
 		return state->to == ASR_STATE_TRACK;
-	return rec->kind == ASR_KIND_DISK && disk->flags & ASR_DISKF_DIRTY;
+	/* one that came or grew; one that shrank too, which costs an empty resync */
+	return rec->kind == ASR_KIND_DISK && disk->sectors;
 }
 
 static int add_payload(struct batch *b, struct frame_rec *f, const uint8_t *payload)

@@ -286,7 +286,8 @@ static void report(struct gen *g, uint64_t start, uint64_t end, bool durable)
 static int first_record(struct gen *g)
 {
 	struct asr_rec r = { .kind = ASR_KIND_DISK, .payload_bytes = sizeof(struct asr_rec_disk) };
-	struct asr_rec_disk d = { .sectors = g->disk_sectors, .name = "bench" };
+	struct asr_rec_disk d = { .sectors = g->disk_sectors, .flags = ASR_DISKF_DIRTY,
+				   .name = "bench" };
 
 	if (!g->head)
 		put(g, &r, &d);

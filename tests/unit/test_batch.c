@@ -108,12 +108,12 @@ static void keeps_bodies_and_times(void **state)
 	assert_int_equal(b.last_time_ns, 900);
 }
 
-/* TRACK and a wholly dirty disk call for a resync, nothing else does. */
+/* TRACK and a disk that is there call for a resync, nothing else does. */
 static void knows_what_ends_consistency(void **state)
 {
 	struct asr_rec r = { .kind = ASR_KIND_STATE };
 	struct asr_rec_state to_track = { .to = ASR_STATE_TRACK }, to_capture = { .to = ASR_STATE_CAPTURE };
-	struct asr_rec_disk came = { .flags = ASR_DISKF_DIRTY }, left = { .sectors = 0 };
+	struct asr_rec_disk came = { .sectors = 8, .flags = ASR_DISKF_DIRTY }, left = { .sectors = 0 };
 
 	assert_true(batch_loses_consistency(&r, (const uint8_t *)&to_track));
 	assert_false(batch_loses_consistency(&r, (const uint8_t *)&to_capture));
