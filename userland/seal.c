@@ -169,8 +169,8 @@ static int recipient_add(CMS_ContentInfo *cms, X509 *cert)
 		return EVP_PKEY_CTX_set_rsa_padding(ctx, RSA_PKCS1_OAEP_PADDING) == 1 &&
 		       EVP_PKEY_CTX_set_rsa_oaep_md(ctx, EVP_sha256()) == 1 &&
 		       EVP_PKEY_CTX_set_rsa_mgf1_md(ctx, EVP_sha256()) == 1 ? 0 : -EINVAL;
-	return EVP_PKEY_CTX_set_ecdh_kdf_type(ctx, EVP_PKEY_ECDH_KDF_X9_63) == 1 &&
-	       EVP_PKEY_CTX_set_ecdh_kdf_md(ctx, EVP_sha256()) == 1 ? 0 : -EINVAL;
+	/* the KDF itself is X9.63 by default; setting it here makes the library fail */
+	return EVP_PKEY_CTX_set_ecdh_kdf_md(ctx, EVP_sha256()) == 1 ? 0 : -EINVAL;
 }
 
 int seal_key_wrap(const uint8_t key[ASR_KEY_BYTES], char *const *cert_pems, size_t certs,
@@ -191,7 +191,7 @@ int seal_key_wrap(const uint8_t key[ASR_KEY_BYTES], char *const *cert_pems, size
 			ret = why_set(why, EINVAL, "cannot wrap a key to recipient %zu: %s", i + 1, reason());
 		X509_free(cert);
 	}
-	if (!ret && (!in || CMS_final(cms, in, NULL, CMS_BINARY) != 1))
+	if (!ret && (!in || CMS_set_detached(cms, 0) != 1 || CMS_final(cms, in, NULL, CMS_BINARY) != 1))
 		ret = why_set(why, EIO, "cannot wrap the key: %s", reason());
 	n = ret ? 0 : i2d_CMS_ContentInfo(cms, &out);
 	if (!ret && n <= 0)
