@@ -14,7 +14,7 @@
  *
  *   ASR_MMAP_CONSUMER  one page, read-write: struct asr_ring_consumer
  *   ASR_MMAP_PRODUCER  one page, read-only:  struct asr_ring_producer
- *   ASR_MMAP_DATA      ring_bytes, read-only. Map it twice, back to back, and
+ *   ASR_MMAP_DATA      ring_bytes, read-only. All areas are MAP_SHARED. Map it twice, back to back, and
  *                      a record that runs over the end reads contiguous.
  *
  * Positions (head, tail, wake) are byte counts that only grow; the place in
@@ -64,7 +64,7 @@
 /* asr_rec.state: the one field that changes after head has passed the record */
 #define ASR_REC_BUSY		0	/* reserved; the lower write is in flight */
 #define ASR_REC_COMMITTED	1	/* the lower device has completed it */
-#define ASR_REC_DISCARDED	2	/* failed, or padding: skip it */
+#define ASR_REC_DISCARDED	2	/* failed, or padding (kind 0): skip it */
 
 /* asr_rec.kind */
 #define ASR_KIND_WRITE		1	/* payload: the sectors written */
@@ -135,8 +135,12 @@ struct asr_ring_consumer {
 				   forward, to the end of a record, never beyond
 				   the oldest BUSY record: else the consumer is
 				   poisoned and the group goes to TRACK */
-	__u64 wake;		/* wake me when head >= wake at a commit; ~0ULL
-				   while awake. One wake-up per value stored */
+	__u64 wake;		/* wake me at the commit after which all records
+				   before wake are committed; ~0ULL while awake.
+				   To wait for the record at tail: tail + 1; for
+				   64 KiB more: tail + 65536 (and a timeout of
+				   your own). One wake-up per value stored; poll
+				   says POLLIN for as long as it holds */
 };
 
 /* Written by the kernel only. */
@@ -252,7 +256,8 @@ struct asr_mark {
 };
 #define ASR_MARK_HOLD		0x1
 
-/* RELEASE of a mark: ENOENT when its hold is not the one that is on. */
+/* RELEASE of a mark: ENOENT when its hold is not the one that is on. The last
+   hold, when it was broken, is reported once: 0 with broken = 1. */
 struct asr_release {
 	__u64 id;		/* in */
 	__u64 held_ns;		/* out: how long completions were withheld */
@@ -280,7 +285,8 @@ struct asr_release {
 #define ASR_IOC_DIRTY_ACK	_IOW(ASR_IOC_MAGIC, 0x12, struct asr_dirty)
 #define ASR_IOC_DIRTY_SET	_IOW(ASR_IOC_MAGIC, 0x13, struct asr_dirty)
 #define ASR_IOC_DIRTY_RETURN	_IO(ASR_IOC_MAGIC, 0x14)
-/* TRACK -> CAPTURE. ENOSPC: less than half of the ring is free. 0 when in CAPTURE. */
+/* TRACK -> CAPTURE. ENOSPC: less than half of the ring is free. EPROTO: the
+   consumer is poisoned. 0 when in CAPTURE. */
 #define ASR_IOC_CAPTURE		_IO(ASR_IOC_MAGIC, 0x15)
 /* CAPTURE -> TRACK. 0 when in TRACK. */
 #define ASR_IOC_TRACK		_IO(ASR_IOC_MAGIC, 0x16)

@@ -29,8 +29,12 @@ want dmsetup create lv0 --table "0 $(sectors /dev/d0) linear /dev/d0 0"
 want mkfs.ext4 -q -F "$(map lv0)"
 mkdir -p /mnt/lv0
 want mount "$(map lv0)" /mnt/lv0
-fio --name=w --directory=/mnt/lv0 --rw=randwrite --bs=4k --size=8m --ioengine=psync --time_based --runtime=3000 \
-	--verify=crc32c --fsync=16 --minimal >/tmp/fio.log 2>&1 &
+# each round reads back and checks what it wrote
+while [ ! -e /tmp/fio.stop ]; do
+	fio --name=w --directory=/mnt/lv0 --rw=randwrite --bs=4k --size=4m --ioengine=psync --direct=1 \
+		--verify=crc32c --fsync=64 --minimal >/tmp/fio.log 2>&1 || exit 1
+	echo round >>/tmp/fio.rounds
+done &
 fio=$!
 linear=$(table lv0)
 
@@ -99,13 +103,13 @@ if dmsetup create cr --table "0 4096 crypt aes-cbc-essiv:sha256 $(printf '012345
 fi
 
 say "a killed asrctl leaves a working volume"
-for ((i = 0; i < 30; i++)); do
-	timeout -s KILL "0.0$((RANDOM % 10))" asrctl disk protect "$(map lv0)" --group g --name a0 --no-wait \
+for ((i = 0; i < 12; i++)); do
+	timeout -s KILL "$(printf 0.%02d $((RANDOM % 30)))" asrctl disk protect "$(map lv0)" --group g --name a0 --no-wait \
 		--control $ctl >/dev/null 2>&1
 	[ "$(dmsetup info -c --noheadings -o suspended lv0)" = Active ] || fail "lv0 is suspended after kill $i"
 	dmsetup clear lv0	# a table that was loaded and not yet swapped in
 	table lv0 | grep -q ' asr ' || want protect "$(map lv0)" --group g --name a0
-	timeout -s KILL "0.0$((RANDOM % 10))" asrctl disk unprotect "$(map lv0)" >/dev/null 2>&1
+	timeout -s KILL "$(printf 0.%02d $((RANDOM % 30)))" asrctl disk unprotect "$(map lv0)" >/dev/null 2>&1
 	[ "$(dmsetup info -c --noheadings -o suspended lv0)" = Active ] || fail "lv0 is suspended after kill $i"
 	dmsetup clear lv0
 	if table lv0 | grep -q ' asr '; then want unprotect "$(map lv0)"; fi
@@ -114,8 +118,9 @@ done
 [ "$(table lv0)" = "$linear" ] || fail "lv0: $(table lv0)"
 
 kill -0 $fio || fail "fio ended: $(cat /tmp/fio.log)"
-kill -INT $fio
+touch /tmp/fio.stop
 wait $fio || fail "fio: $(cat /tmp/fio.log)"
+say "$(wc -l </tmp/fio.rounds) rounds of fio, each verified"
 want umount /mnt/lv0
 want e2fsck -fn "$(map lv0)"
 drain_off
