@@ -20,7 +20,9 @@
  * Invariants: seq is checked to grow by one from record to record.
  * Context: tests; one thread.
  */
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
+#endif
 #include <linux/fs.h>
 #include <signal.h>
 #include <sys/stat.h>

@@ -11,7 +11,9 @@
  * does not hold ends the program with its line number.
  * Context: tests, in a guest, as root. GROUP has one disk and no consumer.
  */
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
+#endif
 #include <pthread.h>
 #include <sys/wait.h>
 #include <time.h>
