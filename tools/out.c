@@ -16,13 +16,13 @@
 
 void out_json(const json_t *value)
 {
-	json_dumpf(value, stdout, JSON_INDENT(2) | JSON_PRESERVE_ORDER);
+	json_dumpf(value, stdout, JSON_INDENT(2) | JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(9));
 	putchar('\n');
 }
 
 void out_json_line(const json_t *value)
 {
-	json_dumpf(value, stdout, JSON_COMPACT | JSON_PRESERVE_ORDER);
+	json_dumpf(value, stdout, JSON_COMPACT | JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(9));
 	putchar('\n');
 	fflush(stdout);
 }

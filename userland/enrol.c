@@ -11,7 +11,7 @@
  * its identity, and so its groups.
  *
  * Invariants. Nothing is written to dir before the vault has answered and the
- * answer has been checked; host.crt is written last and makes the identity
+ * answer has been checked; vault.json is written last and makes the identity
  * complete. The secret itself never leaves the host.
  *
  * Context. asrctl. Blocks, with a limit on each step.
@@ -316,10 +316,10 @@ static int keep(const struct enrolment *e, json_t *answer, struct why *why)
 	if (!key_pem || !vault_text)
 		return -ENOMEM;
 	struct { const char *name, *text; mode_t mode; } files[] = {
-		{ "vault.json", vault_text, 0644 },
 		{ "ca.crt", ca_pem, 0644 },
 		{ "host.key", key_pem, 0600 },
 		{ "host.crt", cert_pem, 0644 },
+		{ "vault.json", vault_text, 0644 },
 	};
 	for (size_t i = 0; !err && i < sizeof(files) / sizeof(files[0]); i++) {
 		cleanup_free char *path = NULL;

@@ -32,11 +32,11 @@ static const unsigned char alpn_data[] = "\x08" "dm-asr/1";
 static const unsigned char alpn_enrol[] = "\x0e" "dm-asr-enrol/1";
 static const unsigned char alpn_both[] = "\x08" "dm-asr/1" "\x0e" "dm-asr-enrol/1";
 
-/* The newest reason of the library, and an empty queue behind it. */
+/* What went wrong first, in words; the library's queue is empty afterwards. */
 static const char *reason(void)
 {
-	unsigned long e = ERR_peek_last_error();
-	const char *text = ERR_reason_error_string(e);
+	unsigned long e = ERR_peek_error();
+	const char *text = ERR_SYSTEM_ERROR(e) ? strerror(ERR_GET_REASON(e)) : ERR_reason_error_string(e);
 
 	ERR_clear_error();
 	return text ? text : "no reason given";
