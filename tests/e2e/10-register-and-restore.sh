@@ -35,8 +35,8 @@ refused 'cannot be reached' register --key key
 asr-vaultd --config /dev/null --vault-dir v --listen 127.0.0.1:$PORT --control vaultd.sock 2>vaultd.log &
 pids+=($!)
 retry_until 20 test -S vaultd.sock || fail "no asr-vaultd: $(cat vaultd.log)"
-head -c 60 key >cut
-refused 'truncated or mistyped' register --key cut
+head -c 60 key >half
+refused 'truncated or mistyped' register --key half
 tr b c <key >mistyped
 refused 'mistyped' register --key mistyped
 echo hello >nokey
