@@ -96,6 +96,8 @@ static int span_event(struct spans *s, const struct index_seg *seg, const struct
 		last->i.writes = writes + e->writes - last->i.writes;
 		last->i.end_reason = s->lost;
 		last->i.open = false;
+		if (!e->prev_seq)
+			s->count--;	/* before the first ring record: consistent, but of nothing */
 	}
 	return 0;
 }
@@ -127,7 +129,9 @@ static int spans_make(const struct index_stream *st, struct spans *s)
 		writes += seg->table.foot.writes;
 	}
 	last = s->count ? &s->span[s->count - 1] : NULL;
-	if (last && last->i.open) {
+	if (last && last->i.open && !st->state.last_seq) {
+		s->count--;		/* no disk yet: consistent, but of nothing */
+	} else if (last && last->i.open) {
 		last->to = (struct place){ st->state.next_frame_no, 0 };
 		last->i.to_seq = st->state.last_seq;
 		last->i.to_time_ns = st->state.last_time_ns;
