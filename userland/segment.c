@@ -395,7 +395,8 @@ int seg_foot_make(struct seg_table *t, uint64_t foot_offset, uint8_t **out, size
 
 	if (!buf)
 		return -ENOMEM;
-	qsort(t->recs, f->records, sizeof(*t->recs), rec_order);
+	if (f->records)
+		qsort(t->recs, f->records, sizeof(*t->recs), rec_order);
 	p = put(p, f, sizeof(*f));
 	p = put(p, t->frames, f->frames * sizeof(*t->frames));
 	p = put(p, t->events, f->events * sizeof(*t->events));
