@@ -150,9 +150,10 @@ struct msg_ack {
  *               Errors: unknown-group, not-allowed, fenced (generation too old).
  *
  * and over "dm-asr-enrol/1":
- * enrol         {id, csr (PEM), proof (hex HMAC-SHA256(secret, exporter || CSR DER)), host}
+ * enrol         {id, csr (PEM), proof (hex HMAC-SHA256(SHA-256(secret),
+ *                TLS exporter || CSR DER)), host}
  *               -> {certificate (PEM), ca (PEM), host_id}
- *               Errors: key-unknown, key-expired, key-used, proof-wrong.
+ *               Errors: key-unknown, key-expired, key-used, key-revoked, proof-wrong.
  */
 
 #define ASR_PORT	20003	/* the vault's, unless configured */
