@@ -11,7 +11,7 @@ count() { case $1 in s64) echo 512 ;; *) echo 4096 ;; esac; }
 
 modprobe brd rd_nr=3 rd_size=65536
 modprobe dm_log_writes
-modprobe dm_asr
+modprobe dm_mod; insmod /asr/dm-asr.ko
 sectors=$(blockdev --getsz /dev/ram0)
 dd if=/dev/urandom of=/dev/ram0 bs=1M count=64 status=none	# brd allocates at the first write
 dd if=/dev/urandom of=/dev/ram1 bs=1M count=64 status=none

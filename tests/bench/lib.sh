@@ -22,7 +22,7 @@ pipe_kill() {
 }
 trap pipe_kill EXIT
 
-ctl() { "$B/asrctl" --control "$W/asrd.sock" --state-dir "$W/state" "$@"; }
+ctl() { "$B/asrctl" "$@" --control "$W/asrd.sock"; }
 connected() { ctl status -o json 2> /dev/null | jq -e '.vault.connected' > /dev/null; }
 
 pipe_up() {
@@ -40,7 +40,7 @@ pipe_up() {
 	"$B/asrd" --state-dir "$W/state" --control "$W/asrd.sock" --ring-file "$W/ring" 2> "$W/asrd.log" &
 	ASRD_PID=$!
 	retry_until 20 test -S "$W/asrd.sock" || fail "asrd: $(tail -n 2 "$W/asrd.log")"
-	want ctl register --key "$W/regkey" --host bench > /dev/null
+	want ctl register --key "$W/regkey" --host bench --state-dir "$W/state" > /dev/null
 	retry_until 20 connected || fail "asrd: $(tail -n 2 "$W/asrd.log")"
 	want ctl group create b --recipient "$W/recipient.crt" --compression "$2" > /dev/null
 }

@@ -44,7 +44,7 @@ works
 echo "running: fio, asr-stamp, SQLite ($(rows) rows); $(findmnt -no SOURCE,FSTYPE,OPTIONS /mnt)"
 
 step "2. protect it, live"
-modprobe dm_asr
+modprobe dm_mod; insmod /asr/dm-asr.ko
 mkdir -p /run/asr
 asrd --state-dir /var/lib/asr 2> /run/asrd.log &
 retry_until 20 test -S /run/asr/asrd.sock

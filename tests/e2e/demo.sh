@@ -62,7 +62,7 @@ $B/asrctl point list demo --vault-dir $D/elsewhere
 $B/asrctl point list demo --vault-dir $D/elsewhere -o json > $D/points.json
 
 # Random moments of the newest window, oldest first; then the last one.
-read -r from to < <(jq -r '.windows[-1] | "\(.from_seq) \(.to_seq)"' $D/points.json)
+read -r from to < <(jq -r '.intervals[-1] | "\(.from_seq) \(.to_seq)"' $D/points.json)
 [ "$to" -gt "$from" ] || fail "no window of points: $from to $to"
 { shuf -i "$from-$to" -n "$MOMENTS" | sort -n | sed 's/^/seq:/'; echo latest; } > $D/moments
 

@@ -34,7 +34,7 @@ drained() {
 
 source_up() { # DISKS [RING]
 	local i
-	modprobe dm_asr
+	modprobe dm_mod; insmod /asr/dm-asr.ko
 	mkdir -p /run/asr /var/lib/asr
 	asrd_start
 	asrctl register --key /asr/in/regkey --host source || fail "register"

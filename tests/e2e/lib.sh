@@ -80,7 +80,7 @@ await() { # NAME LINE SECONDS
 
 points() { # N
 	"$B/asrctl" point list g --vault-dir "$W/vault" -o json > "$W/points.json" || return 1
-	jq -r '.windows[] | "\(.from_seq) \(.to_seq)"' "$W/points.json" > "$W/windows"
+	jq -r '.intervals[] | "\(.from_seq) \(.to_seq)"' "$W/points.json" > "$W/windows"
 	awk -v n="$1" -v seed="$RANDOM" 'BEGIN { srand(seed) }
 		{ from[NR] = $1; size[NR] = $2 - $1 + 1; total += size[NR] }
 		END { for (i = 0; i < n && total; i++) {
