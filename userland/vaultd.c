@@ -373,13 +373,16 @@ static void stop(struct vaultd *d)
 /* What a crash or a stranger could make use of */
 static void harden(void)
 {
-	struct rlimit files = { 65536, 65536 };
+	struct rlimit files;
 
 	umask(077);
 	prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
 	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-	if (setrlimit(RLIMIT_NOFILE, &files) < 0)
-		getrlimit(RLIMIT_NOFILE, &files);	/* what we have is enough for most */
+	/* as many files as are granted: one per host and per stream */
+	if (getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur < files.rlim_max) {
+		files.rlim_cur = files.rlim_max;
+		setrlimit(RLIMIT_NOFILE, &files);
+	}
 }
 
 static int serve(struct vaultd *d)
