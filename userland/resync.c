@@ -15,8 +15,11 @@
  *            have been read as new as that. The ring is consumed up to E
  *   ENDING   END is in the stream; once durable, the copy is consistent
  *
- * Between two rounds the ring gets its share: what stood in it at the end of
- * the round, and all of it while more than a quarter of the ring is unread.
+ * The ring comes first. Between two rounds what stood in it is consumed; a
+ * round, and what was read and is not durable yet, is a quarter of the ring at
+ * most, for the ring's acknowledgements queue up behind it; and while more
+ * than a quarter of the ring is in use, only single chunks are read now and
+ * then, so that a busy disk still becomes consistent some time.
  *
  * A chunk that was taken is given back to the kernel as clean when the frame
  * with its last piece is durable; a lost connection makes it dirty again. A
@@ -45,6 +48,7 @@
 #define SYNC_SECTORS	(ASR_FRAME_PAYLOAD / 512)	/* of one record */
 #define RUNS		1024		/* taken and not yet durable */
 #define SHARE_BYTES	(4u << 20)	/* of the ring, between two rounds */
+#define TRICKLE_NS	50000000ull	/* between single chunks while the ring is in use */
 #define SOON_NS		2000000ull
 #define RETRY_NS	1000000000ull
 
@@ -84,6 +88,8 @@ struct resync {
 	enum phase phase;
 	uint32_t slot;			/* where the scan stands */
 	uint64_t chunk;
+	uint64_t in_flight;		/* bytes taken and not yet durable */
+	uint64_t last_round_ns;
 	uint64_t turn_pos;		/* the ring is consumed up to here before the next round */
 	uint64_t end_pos, end_frame, due;
 	struct part parts[PARTS];
@@ -189,6 +195,7 @@ static void note_run(struct resync *r, const struct part *p)
 		if (o->slot == p->slot && o->chunk < p->chunk + p->count && p->chunk < o->chunk + o->count)
 			o->frame_no = p->frame_no;
 	}
+	r->in_flight += p->count * CHUNK_BYTES;
 	r->runs[r->run_count++] = (struct run){ p->frame_no, p->chunk, p->count, p->slot };
 }
 
@@ -264,13 +271,13 @@ static void start_read(struct resync *r, struct part *p)
 }
 
 /* The next dirty run: 1, 0: the scan is through, -errno */
-static int fetch(struct resync *r, struct part *p)
+static int fetch(struct resync *r, struct part *p, uint64_t most)
 {
 	struct asr_dirty d = { .slot = r->slot, .chunk = r->chunk };
 	int ret;
 
 	for (;;) {
-		d.count = r->careful ? 1 : PART_CHUNKS;
+		d.count = r->careful ? 1 : most < PART_CHUNKS ? most : PART_CHUNKS;
 		ret = source_ioctl(r->source, ASR_IOC_DIRTY_FETCH, &d);
 		if (!ret) {
 			p->slot = r->slot;
@@ -293,15 +300,16 @@ static int fetch(struct resync *r, struct part *p)
 	}
 }
 
-static int start_round(struct resync *r)
+static int start_round(struct resync *r, uint64_t chunks)
 {
 	int ret = need_buffers(r);
 
 	r->part = r->filled = 0;
-	while (!ret && r->filled < PARTS) {
-		ret = fetch(r, &r->parts[r->filled]);
+	while (!ret && chunks && r->filled < PARTS) {
+		ret = fetch(r, &r->parts[r->filled], chunks);
 		if (ret <= 0)
 			break;
+		chunks -= r->parts[r->filled].count;
 		start_read(r, &r->parts[r->filled++]);
 		ret = 0;
 	}
@@ -451,7 +459,8 @@ static enum resync_go capture(struct resync *r)
 {
 	int ret;
 
-	if (source_pos(r->source) != source_head(r->source))
+	/* all of it durable, too: the ring begins empty then, and lasts longest */
+	if (source_tail(r->source) != source_head(r->source))
 		return RESYNC_FREE;
 	ret = source_ioctl(r->source, ASR_IOC_CAPTURE, NULL);
 	if (!ret)
@@ -460,21 +469,34 @@ static enum resync_go capture(struct resync *r)
 	return RESYNC_FREE;
 }
 
+/* Chunks that may be read now, without making the ring wait for them */
+static uint64_t allowance(struct resync *r, bool readable)
+{
+	uint64_t pos = source_pos(r->source), quarter = source_bytes(r->source) / 4;
+	uint64_t used = source_head(r->source) - source_tail(r->source);
+
+	if ((readable && pos < r->turn_pos) || used > 3 * quarter || r->run_count + PARTS > RUNS)
+		return 0;
+	for (int i = 0; i < PARTS; i++)
+		if (r->parts[i].state == READING)	/* of a round given up */
+			return 0;
+	if (used > quarter)
+		return now_ns() - r->last_round_ns > TRICKLE_NS ? 1 : 0;
+	return r->in_flight < quarter ? (quarter - r->in_flight + CHUNK_BYTES - 1) / CHUNK_BYTES : 0;
+}
+
 static enum resync_go scan(struct resync *r, bool readable)
 {
-	uint64_t pos = source_pos(r->source), head = source_head(r->source);
+	uint64_t chunks;
 	int ret;
 
 	if (source_state(r->source) == ASR_STATE_TRACK)
 		return capture(r);
-	if (readable && (head - pos > source_bytes(r->source) / 4 || pos < r->turn_pos))
+	chunks = allowance(r, readable);
+	if (!chunks)
 		return RESYNC_FREE;
-	if (r->run_count + PARTS > RUNS)
-		return RESYNC_FREE;
-	for (int i = 0; i < PARTS; i++)
-		if (r->parts[i].state == READING)	/* of a round given up */
-			return RESYNC_FREE;
-	ret = start_round(r);
+	r->last_round_ns = now_ns();
+	ret = start_round(r, chunks);
 	if (ret > 0) {
 		r->phase = ROUND;
 		return RESYNC_AGAIN;
@@ -531,6 +553,7 @@ void resync_open(struct resync *r, bool consistent)
 	r->phase = IDLE;
 	r->consistent = consistent;
 	r->run_count = 0;
+	r->in_flight = 0;
 	r->turn_pos = 0;
 	r->due = 0;
 	if (!consistent || dirty_chunks(r, NULL))
@@ -567,10 +590,12 @@ void resync_acked(struct resync *r, uint64_t frame_no)
 	for (uint32_t i = 0; i < r->run_count; i++) {
 		const struct run *o = &r->runs[i];
 
-		if (o->frame_no <= frame_no)
-			tell(r, ASR_IOC_DIRTY_ACK, o->slot, o->chunk, o->count);
-		else
+		if (o->frame_no > frame_no) {
 			r->runs[kept++] = *o;
+			continue;
+		}
+		tell(r, ASR_IOC_DIRTY_ACK, o->slot, o->chunk, o->count);
+		r->in_flight -= o->count * CHUNK_BYTES;
 	}
 	r->run_count = kept;
 	if (r->phase == ENDING && r->end_frame <= frame_no)
@@ -633,12 +658,9 @@ uint64_t resync_due(const struct resync *r)
 json_t *resync_status(struct resync *r)
 {
 	uint64_t left = resync_active(r) ? dirty_chunks(r, NULL) * CHUNK_BYTES : 0;
-	uint64_t unacked = 0, done;
+	uint64_t done = r->done_bytes > r->in_flight ? r->done_bytes - r->in_flight : 0;
 	double seconds = (double)(now_ns() - r->began_ns) / 1e9, rate;
 
-	for (uint32_t i = 0; i < r->run_count; i++)
-		unacked += r->runs[i].count * CHUNK_BYTES;
-	done = r->done_bytes > unacked ? r->done_bytes - unacked : 0;
 	rate = r->began_ns && seconds > 0 && resync_active(r) ? (double)done / seconds : 0;
 	return json_pack("{s:I, s:I, s:f, s:f}", "done_bytes", (json_int_t)done, "total_bytes",
 			 (json_int_t)(done + left), "bytes_per_s", rate,
