@@ -364,7 +364,8 @@ int ingest_frame(struct ingest_stream *s, const uint8_t *frame, size_t bytes, st
 	if (ret)
 		return ret;
 	if (ingest_full(s))
-		return why_set(why, ENOBUFS, "frame %llu came while there was no room", (unsigned long long)v.hdr.frame_no);
+		return why_set(why, ENOBUFS, "frame %llu came while there was no room",
+			       (unsigned long long)v.hdr.frame_no);
 	if (buffer_ready(s))
 		return why_set(why, ENOMEM, "out of memory");
 	b = &s->buf[s->fills];

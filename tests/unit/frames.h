@@ -179,7 +179,8 @@ static inline void make_frame(struct maker *m)
 	memcpy(p, m->meta, h->meta_bytes);
 	p += h->meta_bytes;
 	assert(!seal_create(m->key, m->session, &s));
-	assert(!seal_section(s, h->frame_no, 1, m->frame, sizeof(*h), &(struct iovec){ digests, h->digest_bytes }, 1, p));
+	assert(!seal_section(s, h->frame_no, 1, m->frame, sizeof(*h),
+			     &(struct iovec){ digests, h->digest_bytes }, 1, p));
 	p += h->digest_bytes + 16;
 	assert(!seal_section(s, h->frame_no, 2, m->frame, (size_t)(p - m->frame),
 			     &(struct iovec){ stored, h->stored_bytes }, 1, p));
