@@ -388,7 +388,8 @@ static int on_name(const char *name, void *arg)
 	int n = 0, ret;
 
 	if (strlen(name) >= sizeof(seg.file) ||
-	    sscanf(name, "%32[0-9a-f]-%16llx.%5[a-z]%n", hex, &first, end, &n) != 3 || name[n] || hex_decode(hex, uuid, sizeof(uuid)) || (strcmp(end, "seg") && strcmp(end, "open")))
+	    sscanf(name, "%32[0-9a-f]-%16llx.%5[a-z]%n", hex, &first, end, &n) != 3 || name[n] ||
+	    hex_decode(hex, uuid, sizeof(uuid)) || (strcmp(end, "seg") && strcmp(end, "open")))
 		return why_set(o->why, EBADMSG, "%s/segments/%s does not belong there", o->ix->dir, name);
 	snprintf(seg.file, sizeof(seg.file), "%s", name);
 	seg.sealed = !strcmp(end, "seg");

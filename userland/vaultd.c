@@ -33,6 +33,7 @@
 #define TICK_NS		1000000000ULL
 #define STOP_NS		5000000000ULL
 #define LISTENERS_MAX	8
+#define LISTEN_TRIES	20	/* 100 ms apart */
 #define SEG_MIN		(1u << 20)
 #define SEG_MAX		(1u << 30)
 
@@ -163,20 +164,32 @@ static void on_accept(struct loop_op *op, int res, unsigned int flags)
 		loop_accept(l->d->loop, op, l->fd, true);
 }
 
+/* The port of a daemon that was just killed is free again when the kernel has undone its ring */
+static int bind_patiently(int fd, const struct addrinfo *ai)
+{
+	for (int i = 0; i < LISTEN_TRIES; i++) {
+		if (bind(fd, ai->ai_addr, ai->ai_addrlen) == 0 && listen(fd, 128) == 0)
+			return 0;
+		if (errno != EADDRINUSE)
+			break;
+		usleep(100000);
+	}
+	return -errno;
+}
+
 static int listen_on(struct vaultd *d, const struct addrinfo *ai)
 {
-	int one = 1, fd = socket(ai->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	int one = 1, ret, fd = socket(ai->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
 	if (fd < 0)
 		return -errno;
 	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
 	if (ai->ai_family == AF_INET6)
 		setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof(one));
-	if (bind(fd, ai->ai_addr, ai->ai_addrlen) < 0 || listen(fd, 128) < 0) {
-		int err = errno;
-
+	ret = bind_patiently(fd, ai);
+	if (ret) {
 		close(fd);
-		return -err;
+		return ret;
 	}
 	d->listener[d->listeners] = (struct listener){ .d = d, .fd = fd, .op = { .done = on_accept } };
 	d->listener[d->listeners].op.arg = &d->listener[d->listeners];
