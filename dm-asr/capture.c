@@ -127,14 +127,15 @@ static bool reserve_locked(struct asr_group *g, struct asr_io *io)
 
 	rec = asr_ring_reserve_locked(g, io->kind, t->disk->slot, payload,
 				      ASR_KEEP_WRITE, align);
-	/* a nonsensical tail, seen just now, ends capture */
-	if (!rec || unlikely(g->state != ASR_STATE_CAPTURE)) {
-		if (rec)
-			smp_store_release(&rec->state, ASR_REC_DISCARDED);
+	if (unlikely(!rec))
 		return false;
-	}
 	rec->sector = io->sector;
 	rec->sectors = io->sectors;
+	if (unlikely(g->state != ASR_STATE_CAPTURE)) {
+		/* a nonsensical tail, seen just now, has ended capture */
+		smp_store_release(&rec->state, ASR_REC_DISCARDED);
+		return false;
+	}
 	rec->flags = io->flags;
 	io->rec = rec;
 	io->pos = rec->pos;
@@ -143,8 +144,6 @@ static bool reserve_locked(struct asr_group *g, struct asr_io *io)
 	if (payload) {
 		g->writes++;
 		g->write_bytes += payload;
-		if (t->nocopy)
-			asr_dirty_set_locked(t->disk, io->sector, io->sectors);
 	}
 	return true;
 }
@@ -280,7 +279,7 @@ static bool describe(struct asr_target *t, struct bio *bio, struct asr_io *io)
 {
 	int kind = kind_of(bio);
 
-	if (kind < 0)
+	if (unlikely(kind < 0))
 		return false;
 	io->t = t;
 	io->bio = bio;
@@ -314,14 +313,13 @@ static noinline int put_off_locked(struct asr_group *g, struct asr_io *io, int p
 int asr_capture_map(struct asr_target *t, struct bio *bio, struct asr_io *io)
 {
 	struct asr_group *g = t->group;
-	unsigned long irq;
 	struct bio *lower;
 	int place, r = 0;
 
 	if (unlikely(!describe(t, bio, io)))
 		return DM_MAPIO_KILL;
 
-	spin_lock_irqsave(&g->lock, irq);
+	spin_lock_irq(&g->lock);
 	io->ticket = ++g->ticket;
 	place = enter_locked(g, io);
 	if (likely(place == ASR_IO_FLYING)) {
@@ -330,7 +328,7 @@ int asr_capture_map(struct asr_target *t, struct bio *bio, struct asr_io *io)
 	} else {
 		r = put_off_locked(g, io, place);
 	}
-	spin_unlock_irqrestore(&g->lock, irq);
+	spin_unlock_irq(&g->lock);
 
 	if (unlikely(r)) {
 		bio_wouldblock_error(bio);
@@ -422,8 +420,8 @@ int asr_capture_end(struct asr_target *t, struct asr_io *io, blk_status_t status
 	}
 
 	spin_lock_irqsave(&g->lock, irq);
-	if (captured)
-		list_del(&io->link);
+	if (captured)	/* the bare one: no checks, no poison, as on each write */
+		__list_del(io->link.prev, io->link.next);
 	else
 		g->uncaptured--;
 	unlink_locked(g, t->disk, io);

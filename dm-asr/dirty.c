@@ -175,6 +175,10 @@ static int for_range(struct asr_group *g, const struct asr_dirty *arg,
 			spin_unlock_irq(&g->lock);
 			return d ? -EINVAL : -ENOENT;
 		}
+		if (d->nocopy && one == ack_chunk) {
+			spin_unlock_irq(&g->lock);
+			return -EPERM;
+		}
 		for (end = min_t(u64, arg->count, n + STEP_CHUNKS); n < end; n++)
 			one(&d->map, arg->chunk + n);
 		spin_unlock_irq(&g->lock);

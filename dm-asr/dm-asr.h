@@ -79,6 +79,7 @@ struct asr_disk {
 	dev_t lower;
 	struct asr_map map;
 	u64 errors;
+	bool nocopy;		/* its records hold nothing: it stays dirty */
 	bool live;		/* was resumed once: the stream knows it */
 	bool announce;		/* its DISK record found no room yet */
 	u32 announce_flags;
@@ -221,7 +222,7 @@ void asr_capture_work(struct work_struct *work);
 /* bytes: a power of two. 0, -ENOMEM. May sleep. */
 int asr_ring_init(struct asr_ring *r, u64 bytes, u64 first_seq);
 void asr_ring_free(struct asr_ring *r);
-/* A BUSY record with its header filled, or NULL: keep bytes would not stay
+/* A BUSY record, header filled but for sector and sectors, or NULL: keep bytes would not stay
    free behind it. align: the payload begins at a multiple of it. */
 struct asr_rec *asr_ring_reserve_locked(struct asr_group *g, u16 kind, u16 disk,
 					u32 payload_bytes, u32 keep, u32 align);

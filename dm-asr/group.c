@@ -699,6 +699,9 @@ int asr_disk_resume(struct asr_target *t)
 		announce_locked(d, ASR_DISKF_DIRTY);
 	}
 	d->live = true;
+	d->nocopy = t->nocopy;
+	if (t->nocopy)		/* and no ACK is taken */
+		asr_dirty_set_locked(d, 0, d->sectors);
 	d->start = t->start;
 	d->lower = t->dev->bdev->bd_dev;
 out:

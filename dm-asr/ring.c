@@ -114,6 +114,7 @@ void asr_ring_read_tail_locked(struct asr_group *g)
 	queue_work(asr_wq, &g->report_work);
 }
 
+/* All of the header but sector and sectors. */
 static struct asr_rec *fill(struct asr_ring *r, u16 kind, u16 disk, u32 payload)
 {
 	struct asr_rec *rec = r->data + (r->head & r->mask);
@@ -123,8 +124,6 @@ static struct asr_rec *fill(struct asr_ring *r, u16 kind, u16 disk, u32 payload)
 	rec->pos = r->head;
 	rec->seq = r->next_seq++;
 	rec->time_ns = ktime_get_real_ns();
-	rec->sector = 0;
-	rec->sectors = 0;
 	rec->payload_bytes = payload;
 	rec->kind = kind;
 	rec->disk = disk;
@@ -145,6 +144,8 @@ static void pad_locked(struct asr_group *g, u32 bytes)
 	struct asr_rec *rec = fill(&g->ring, 0, ASR_DISK_NONE, bytes - sizeof(*rec));
 
 	rec->state = ASR_REC_DISCARDED;
+	rec->sector = 0;
+	rec->sectors = 0;
 	publish(&g->ring, bytes);
 }
 
@@ -190,6 +191,8 @@ int asr_ring_put_locked(struct asr_group *g, u16 kind, u16 disk,
 	rec = asr_ring_reserve_locked(g, kind, disk, bytes, keep, 1);
 	if (!rec)
 		return -ENOSPC;
+	rec->sector = 0;
+	rec->sectors = 0;
 	asr_ring_write(&g->ring, rec->pos + sizeof(*rec), payload, bytes);
 	if (seq)
 		*seq = rec->seq;
