@@ -4,7 +4,8 @@
 . "$(dirname "$0")/../lib.sh"
 cd "$ASR_TOP" || exit 1
 for m in -m64 -m32; do
-	want gcc $m -ffreestanding -fsyntax-only -Wall -Wextra -Werror -I/usr/include/x86_64-linux-gnu tests/abi/door-one.c
+	want gcc $m -ffreestanding -fsyntax-only -Wall -Wextra -Werror \
+		-I/usr/include/x86_64-linux-gnu tests/abi/door-one.c
 done
 # the check itself can fail
 sed 's/SIZE(asr_rec, 64)/SIZE(asr_rec, 72)/' tests/abi/door-one.c |

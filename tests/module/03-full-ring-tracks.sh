@@ -36,7 +36,7 @@ asr-consume count $logs/full | grep -q 'from=1 to=2 reason=2' || fail "no STATE 
 asr-consume drain g $logs/full --stop 2>/dev/null &
 sleep 0.5
 want timeout 60 dd if=/dev/zero of="$(map a0)" bs=256k count=8 oflag=direct 2>/dev/null
-for i in $(seq 100); do
+for _ in $(seq 100); do
 	asr_on 1
 	asr_off 1
 done

@@ -7,7 +7,11 @@
 expect_klog 'I/O error|Buffer I/O|lost async page write'
 n=$(sectors /dev/d0)
 want dmsetup create low --table "0 $n linear /dev/d0 0"
-swap() { want dmsetup suspend --noflush low && want dmsetup load low --table "0 $n $1" && want dmsetup resume low; }
+swap() {
+	want dmsetup suspend --noflush low
+	want dmsetup load low --table "0 $n $1"
+	want dmsetup resume low
+}
 group $((16 << 20))
 want dmsetup create a0 --table "0 $n asr $(map low) 0 g a0"
 drain_on err --sync "a0=$(map a0)"
@@ -16,9 +20,10 @@ clean() { [ "$(info dirty_chunks)" = 0 ]; }
 retry_until 30 clean || fail "not in sync"
 drain_off
 drain_on err
-asr-stamp --log /tmp/stamp --threads 4 --seconds 6 --keep-going --discard 2 --zero 2 --rate 500 --max-bytes 16384 "$(map a0)" &
+asr-stamp --log /tmp/stamp --threads 4 --seconds 6 --keep-going --discard 2 --zero 2 --rate 500 \
+	--max-bytes 16384 "$(map a0)" &
 load=$!
-for i in 1 2 3; do
+for _ in 1 2 3; do
 	sleep 0.7
 	swap error
 	sleep 0.4

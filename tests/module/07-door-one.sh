@@ -23,8 +23,8 @@ drain_on some
 drain_off
 same some 0
 dmsetup status a0
-set -- $(dmsetup message a0 0 mark before-upgrade)
-[ $# = 3 ] && [ "$2" -gt 1 ] || fail "mark said: $*"
+read -ra said < <(dmsetup message a0 0 mark before-upgrade)
+[ ${#said[@]} = 3 ] && [ "${said[1]}" -gt 1 ] || fail "mark said: ${said[*]}"
 want dmsetup message a0 0 dirty 128 1
 [ "$(info dirty_chunks)" = 1 ] || fail "not one dirty chunk"
 asr_off 0

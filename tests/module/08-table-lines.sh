@@ -1,6 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# Every wrong table line is refused with a text that says what is wrong; what dmsetup table says loads again; sizes change.
+# A wrong table line is refused with a text that says why; what dmsetup table says loads again; sizes change.
 DISKS='24 24'
 # shellcheck source=tests/module/host.sh
 . "$(dirname "$0")/host.sh" 2>/dev/null || . /asr/in/host.sh
