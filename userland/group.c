@@ -131,8 +131,6 @@ static int load_fields(struct group *g, struct why *why)
 	g->ring_bytes = (uint64_t)ring;
 	g->pending = pending;
 	r = read_json(g->d, g->name, "state.json", &state, why);
-	if (r == -ENOENT && g->pending)
-		return 0;
 	if (r)
 		return r;
 	if (json_unpack(state, "{s:I, s:I, s:b}", "first_seq", &first, "last_seq", &last, "was_consistent",
@@ -289,7 +287,9 @@ static int write_all(struct group *g, struct why *why)
 	path_of(g->d, g->name, "data.key", path);
 	if (!r)
 		r = file_write(path, 0600, g->key, ASR_KEY_BYTES, why);
-	return r ? r : save(g, why);
+	if (!r)
+		r = group_save_state(g, why);
+	return r ? r : save(g, why);	/* last: a folder with a group.json is whole */
 }
 
 int group_make(struct asrd *d, const char *name, uint64_t ring_bytes, json_t *recipients,
