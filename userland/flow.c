@@ -313,14 +313,14 @@ static int make_kernel_group(struct group *g, struct why *why)
 	if (r == -EEXIST && !source_control(g->d->device, ASR_IOC_GROUP_DELETE, &old, why))
 		r = source_control(g->d->device, ASR_IOC_GROUP_CREATE, &c, why);	/* left behind */
 	if (r == -EEXIST)
-		return why_set(why, EEXIST, "the kernel has a group %s in use that is not of this asrd: see dmsetup table --target asr",
-			       g->name);
+		return why_set(why, EEXIST, "the kernel has a group %s in use that is not of this asrd: "
+			       "see dmsetup table --target asr", g->name);
 	if (r == -EDQUOT || r == -ENOMEM)
 		return why_set(why, -r, "no memory for a ring of %llu MiB: all rings together may take what the "
 			       "module parameter ring_cap_mb says", (unsigned long long)g->ring_bytes >> 20);
 	if (r == -EINVAL)
-		return why_set(why, EINVAL, "the kernel refused a ring of %llu bytes: a power of two from 1 MiB to 4 GiB is right",
-			       (unsigned long long)g->ring_bytes);
+		return why_set(why, EINVAL, "the kernel refused a ring of %llu bytes: a power of two from "
+			       "1 MiB to 4 GiB is right", (unsigned long long)g->ring_bytes);
 	if (r && (!why || !why->text[0]))
 		return why_set(why, -r, "cannot make group %s in the kernel: %s", g->name, strerror(-r));
 	return r;
@@ -439,8 +439,8 @@ static void opened(int err, json_t *p, const struct why *why, void *arg)
 	if (!r)
 		r = source_seek(g->source, g->durable_seq);
 	if (r) {
-		flow_trouble(g, r == -ESTALE ? "the vault has later sequence numbers than the kernel's group: delete that "
-			     "group (dmsetup remove its disks), asrd makes it anew (%s)" : "cannot go on with the stream: %s",
+		flow_trouble(g, r == -ESTALE ? "the vault has later sequence numbers than the "
+			     "kernel's group: delete that group (dmsetup remove its disks), asrd makes it anew (%s)" : "cannot go on with the stream: %s",
 			     strerror(-r));
 		g->retry_ns = now_ns() + 10 * NS_PER_S;
 		return;

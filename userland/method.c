@@ -132,7 +132,8 @@ static void group_create(struct control_call *call, json_t *parameters, struct a
 
 	if (json_unpack(parameters, "{s:s, s?I, s:o, s?i}", "name", &name, "ring_bytes", &ring, "recipients",
 			&recipients, "compression", &level) || ring < 0) {
-		control_error(call, "wrong parameters: name, recipients (PEM texts), and if wanted ring_bytes, compression");
+		control_error(call, "wrong parameters: name, recipients (PEM texts), and if wanted "
+			      "ring_bytes, compression");
 		return;
 	}
 	bytes = (uint64_t)ring;
