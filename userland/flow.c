@@ -440,8 +440,8 @@ static void opened(int err, json_t *p, const struct why *why, void *arg)
 		r = source_seek(g->source, g->durable_seq);
 	if (r) {
 		flow_trouble(g, r == -ESTALE ? "the vault has later sequence numbers than the "
-			     "kernel's group: delete that group (dmsetup remove its disks), asrd makes it anew (%s)" : "cannot go on with the stream: %s",
-			     strerror(-r));
+			     "kernel's group: delete that group (dmsetup remove its disks), asrd makes it anew (%s)" :
+			     "cannot go on with the stream: %s", strerror(-r));
 		g->retry_ns = now_ns() + 10 * NS_PER_S;
 		return;
 	}
