@@ -20,16 +20,16 @@ sqlite3 /mnt/app.db 'PRAGMA journal_mode=WAL; CREATE TABLE t(n INTEGER PRIMARY K
 
 (
 	echo 'PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=200;'
-	while read -rt 0.03 _ <> /run/never || true; do
+	while read -rt 0.05 _ <> /run/never || true; do
 		echo "INSERT INTO t(at, v) VALUES(datetime('now'), hex(randomblob(300)));"
 	done
 ) 2>&1 | sqlite3 /mnt/app.db > /run/sqlite.log 2>&1 &
 sqlite_pid=$!
-fio --name=work --directory=/mnt --rw=randwrite --bsrange=4k-64k --size=48m --rate=1m --direct=0 \
+fio --name=work --directory=/mnt --rw=randwrite --bsrange=4k-64k --size=48m --rate=400k --direct=0 \
 	--verify=crc32c --verify_backlog=64 --verify_fatal=1 --fsync=64 --time_based --runtime=1000 \
 	> /run/fio.log 2>&1 &
 fio_pid=$!
-asr-stamp --log /dev/virtio-ports/stamplog --threads 3 --rate 150 --max-bytes 131072 --seconds 0 \
+asr-stamp --log /dev/virtio-ports/stamplog --threads 3 --rate 60 --max-bytes 32768 --seconds 0 \
 	/mnt/stamps > /run/stamp.log 2>&1 &
 stamp_pid=$!
 works() {

@@ -18,9 +18,10 @@ MOMENTS=${MOMENTS:-20}
 STEADY_S=${STEADY_S:-15}
 step() { printf '\n== %s\n' "$*"; }
 
-vaultd_pid=
+vaultd_pid='' tail_pid=''
 end() {
-	[ -z "$vaultd_pid" ] || kill "$vaultd_pid" 2> /dev/null || true
+	# shellcheck disable=SC2086
+	kill $vaultd_pid $tail_pid 2> /dev/null || true
 	vm_cleanup
 }
 trap end EXIT
@@ -51,6 +52,7 @@ step "4. disaster: power cut"
 vm_kill source
 kill $tail_pid
 wait $tail_pid 2> /dev/null || true
+tail_pid=
 
 step "5. recovery, from a copy of the vault's folder and the private key alone"
 kill $vaultd_pid
