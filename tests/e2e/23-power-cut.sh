@@ -15,6 +15,7 @@ fi
 . "$(dirname "$0")/lib.sh"
 CUTS=${CUTS:-20}
 DISK_MIB=16
+LAST=latest
 for ((n = 1; n <= CUTS; n++)); do
 	site_up
 	rm -f "$VM_OUT/d0.img" "$VM_OUT/d1.img"

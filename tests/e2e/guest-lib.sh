@@ -3,12 +3,13 @@
 #
 # guest-lib.sh - the source host of the end-to-end tests; to be sourced in the guest.
 #
-#   source_up DISKS [RING]   group g over linear volumes d0 d1 ... protected live,
-#                            and, unless NO_WAIT is set, consistent
+#   source_up DISKS [RING]   group g over linear volumes d0 d1 ... protected live, consistent,
+#                            and marked "begin"
 #   asrd_start, asrd_kill
 #   stamp_start OPTION...    asr-stamp over all volumes, its log to the host
 #   stamp_stop               ends it; its log is whole then
 #   drained                  all that was written is durable at the vault, and consistent
+#   source_down              waits for that, marks "end", and takes all down again
 # shellcheck source=tests/lib.sh
 . /asr/lib.sh
 
@@ -45,7 +46,8 @@ source_up() { # DISKS [RING]
 		asrctl disk protect "/dev/mapper/v$i" --group g --name "d$i" --no-wait || fail "disk protect"
 		VOLUMES+=("/dev/mapper/v$i")
 	done
-	[ -n "${NO_WAIT:-}" ] || retry_until 120 drained || { asrctl status; tail -n 5 /run/asrd.log; fail "no initial copy"; }
+	retry_until 180 drained || { asrctl status; tail -n 5 /run/asrd.log; fail "no initial copy"; }
+	asrctl group mark g --name begin || fail "group mark"
 }
 
 stamp_start() {
@@ -61,6 +63,9 @@ stamp_stop() {
 
 source_down() {
 	local i
+	retry_until 180 drained || { asrctl status; tail -n 5 /run/asrd.log; fail "does not drain"; }
+	asrctl group mark g --name end || fail "group mark"
+	retry_until 60 drained || fail "the mark does not arrive"
 	for i in "${!VOLUMES[@]}"; do
 		asrctl disk unprotect "/dev/mapper/v$i" || fail "disk unprotect"
 		dmsetup remove "v$i" || fail "remove"

@@ -9,6 +9,7 @@
 #   judge LOG DISKS POINT    restores each disk at that point and asks the oracle
 #   judge_all LOG DISKS N    the last point and N random ones; prints what it saw
 #   same_as_source DISKS     the last point equals the source's disks, byte for byte
+#   LAST                     the last point: name:end, or latest after a power cut
 #
 # W is the test's folder; the guest finds e2e/guest-lib.sh as /asr/in/guest-lib.sh.
 
@@ -20,6 +21,7 @@ W=$VM_OUT/site
 E2E=$ASR_TOP/tests/e2e
 SERIES_E2E=${SERIES_E2E:-6.1}
 VAULTD_PID=
+LAST=name:end
 
 e2e_end() {
 	[ -z "$VAULTD_PID" ] || kill -9 "$VAULTD_PID" 2> /dev/null
@@ -80,7 +82,11 @@ await() { # NAME LINE SECONDS
 
 points() { # N
 	"$B/asrctl" point list g --vault-dir "$W/vault" -o json > "$W/points.json" || return 1
-	jq -r '.intervals[] | "\(.from_seq) \(.to_seq)"' "$W/points.json" > "$W/windows"
+	# from mark "begin", when all disks were there, to mark "end" or the last point
+	jq -r '([.marks[] | select(.name == "begin") | .seq][0] // 0) as $b
+		| ([.marks[] | select(.name == "end") | .seq][0] // infinite) as $e
+		| .intervals[] | [([.from_seq, $b] | max), ([.to_seq, $e] | min)]
+		| select(.[0] <= .[1]) | "\(.[0]) \(.[1])"' "$W/points.json" > "$W/windows"
 	awk -v n="$1" -v seed="$RANDOM" 'BEGIN { srand(seed) }
 		{ from[NR] = $1; size[NR] = $2 - $1 + 1; total += size[NR] }
 		END { for (i = 0; i < n && total; i++) {
@@ -119,14 +125,14 @@ judge_all() { # LOG DISKS N [ORACLE-OPTION...]
 	while read -r p; do
 		judge "$log" "$disks" "$p" "$@"
 	done < "$W/judge.points"
-	judge "$log" "$disks" latest "$@"
+	judge "$log" "$disks" "$LAST" "$@"
 	say "$JUDGED points restored, each a prefix of the common log; last: $(head -n 1 "$W/oracle.log")"
 }
 
 same_as_source() { # DISK=FILE...
 	local p
 	for p in "$@"; do
-		restore "${p%%=*}" latest "$W/same.restored"
+		restore "${p%%=*}" "$LAST" "$W/same.restored"
 		cmp "${p#*=}" "$W/same.restored" || fail "the copy of ${p%%=*} is not what the source's disk is"
 	done
 }
