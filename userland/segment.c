@@ -671,7 +671,6 @@ int seg_scan(int fd, uint64_t file_bytes, const struct seg_hdr *h, struct seg_ta
 
 	if (!buf || seg_table_begin(t, st))
 		return why_set(why, ENOMEM, "out of memory");
-	st->next_number = h->number + 1;
 	while (offset < file_bytes) {
 		n = read_env(fd, offset, file_bytes, buf, room);
 		if (n == -ENODATA)
@@ -688,6 +687,8 @@ int seg_scan(int fd, uint64_t file_bytes, const struct seg_hdr *h, struct seg_ta
 				       ret == -ENOMEM ? "out of memory" : inner.text);
 		offset += (uint64_t)n;
 	}
+	if (t->foot.frames)	/* without one it is removed, and its number is used again */
+		st->next_number = h->number + 1;
 	*end = offset;
 	return judge_tail(fd, file_bytes, offset, st, buf, room, torn, why);
 }
