@@ -9,7 +9,8 @@
  * its frames.
  *
  * Invariants: nothing that was acknowledged is cut off: a broken frame that a
- * later envelope calls durable stops the recovery instead.
+ * later envelope, or a successor, calls durable stops the recovery instead.
+ * What is recovered is durable.
  *
  * Context: blocks on the file system; once per stream, at its first opening.
  */
@@ -77,17 +78,33 @@ static int cut(struct recovered *r, uint64_t bytes, bool torn, struct why *why)
 			 "acknowledged: cut off", strrchr(r->name, '/') + 1,
 			 (unsigned long long)(bytes - r->end),
 			 (unsigned long long)(r->hdr.first_frame_no + r->table.foot.frames - 1));
-	if (bytes != r->end && (ftruncate(r->fd, (off_t)r->end) < 0 || fdatasync(r->fd) < 0))
+	if (bytes != r->end && ftruncate(r->fd, (off_t)r->end) < 0)
 		return why_set(why, errno, "segment %s: cannot cut off its torn tail: %s", r->name, strerror(errno));
+	/* a vault that was killed had perhaps written these frames, not flushed them */
+	if (fdatasync(r->fd) < 0)
+		return why_set(why, errno, "segment %s: cannot flush it: %s", r->name, strerror(errno));
 	return 0;
 }
 
-/* 1: it holds no frame, and was removed */
-static int tail_scan(struct store *store, struct recovered *r, struct seg_state *st, struct why *why)
+/* A segment gets a successor when all of it is durable: that one's name says where it ends */
+static int successor_fits(const struct recovered *r, const struct seg_state *st, const char *next, struct why *why)
 {
+	uint64_t first = next ? strtoull(next + 33, NULL, 16) : st->next_frame_no;
+
+	if (first == st->next_frame_no)
+		return 0;
+	return why_set(why, EBADMSG, "segment %s.open: frame %llu, at offset %llu, is damaged: segment %s.open "
+		       "says that it was durable", r->name, (unsigned long long)st->next_frame_no,
+		       (unsigned long long)r->end, next);
+}
+
+/* next: the segment behind it, or NULL. 1: it holds no frame, and was removed */
+static int tail_scan(struct store *store, struct recovered *r, struct seg_state *st, const char *next,
+		     struct why *why)
+{
+	struct why w = { "it cannot be read" };
 	char file[SEG_NAME_BYTES + 8];
 	struct stat sb;
-	struct why w;
 	bool torn;
 	int ret;
 
@@ -100,6 +117,9 @@ static int tail_scan(struct store *store, struct recovered *r, struct seg_state 
 		ret = seg_scan(r->fd, (uint64_t)sb.st_size, &r->hdr, &r->table, st, &r->end, &torn, &w);
 		if (ret)
 			return why_set(why, -ret, "segment %s.open: %.400s", r->name, w.text);
+		ret = successor_fits(r, st, next, why);
+		if (ret)
+			return ret;
 		if (r->table.foot.frames)
 			return cut(r, (uint64_t)sb.st_size, torn, why);
 	} else if (sb.st_size > (off_t)sizeof(r->hdr)) {
@@ -161,7 +181,7 @@ int recover_stream(struct store *store, const uint8_t *group, const uint8_t *str
 		ret = *n.sealed ? after_sealed(store, folder, n.sealed, st, why) : 0;
 	for (size_t i = 0; i < n.count && !ret; i++) {
 		snprintf(r->name, sizeof(r->name), "%.80s/%.79s", folder, n.open[i]);
-		ret = tail_scan(store, r, st, why);
+		ret = tail_scan(store, r, st, i + 1 < n.count ? n.open[i + 1] : NULL, why);
 		if (ret == 1)
 			ret = 0;
 		else if (!ret && i + 1 < n.count)

@@ -3,7 +3,17 @@
 #include "frames.h"
 
 #include <signal.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
+
+static int flushes;
+
+/* The vault's own, counted */
+int fdatasync(int fd)
+{
+	flushes++;
+	return (int)syscall(SYS_fdatasync, fd);
+}
 
 static void put_once(void **state)
 {
@@ -208,6 +218,115 @@ static void torn_everywhere(void **state)
 	remove_dir(dir);
 }
 
+/* A segment that was made and never got a frame: the next one takes its number */
+static void killed_before_the_first_frame(void **state)
+{
+	for (int frames = 1; frames < 40; frames += 9) {
+		char *dir = temp_dir(), *file, *cert, *key, tail[200];
+		struct maker *m = maker_new();
+		struct index *ix;
+		struct feeder f;
+		struct why why;
+
+		make_cert("ec", &cert, &key);
+		make_group(dir, m, &cert, 1);
+		snprintf(tail, sizeof(tail), "ls %s/groups/*/segments/*.open >/dev/null 2>&1", dir);
+		do {
+			assert_int_equal(feeder_open(&f, dir, m, 20000, &why), 0);
+			feed(&f, m, m->frame_no ? 1 : frames);
+			feeder_wait(&f, m->frame_no);
+			feeder_close(&f, true);
+		} while (system(tail));
+		file = only_file(dir, ".open");
+		assert_int_equal(truncate(file, sizeof(struct seg_hdr)), 0);
+		free(file);
+		for (int i = 0; i < 2; i++) {
+			if (feeder_open(&f, dir, m, 20000, &why))
+				fail_msg("%s", why.text);
+			free(m);
+			m = maker_new();
+			while (m->frame_no + 1 < next_frame(&f))
+				step(m);
+			feed(&f, m, 1);
+			feeder_wait(&f, m->frame_no);
+			feeder_close(&f, true);
+		}
+		if (index_open(dir, "g", &ix, &why))
+			fail_msg("%s", why.text);
+		assert_int_equal(ix->streams[0].state.next_frame_no, m->frame_no + 1);
+		index_close(ix);
+		free(cert);
+		free(key);
+		free(m);
+		remove_dir(dir);
+	}
+}
+
+/* What recovery calls durable may have been in the page cache only: the killed vault never flushed it */
+static void recovered_is_durable(void **state)
+{
+	char *dir = temp_dir();
+	struct maker *m = maker_new();
+	struct feeder f;
+	struct why why;
+	int before;
+
+	assert_int_equal(feeder_open(&f, dir, m, 1 << 20, &why), 0);
+	feed(&f, m, 2);
+	feeder_wait(&f, m->frame_no);
+	feeder_close(&f, true);
+	before = flushes;
+	assert_int_equal(feeder_open(&f, dir, m, 1 << 20, &why), 0);
+	assert_int_equal(next_frame(&f), 3);
+	assert_true(flushes > before);
+	feeder_close(&f, true);
+	free(m);
+	remove_dir(dir);
+}
+
+/* A segment with a successor was durable to its end: what is broken there is damage, and nothing is cut off */
+static void successor_vouches(void **state)
+{
+	char *dir = temp_dir(), *file, *data, *again, cmd[400];
+	struct maker *m = maker_new();
+	struct seg_trailer *tr;
+	struct feeder f;
+	struct why why;
+	size_t bytes, after;
+
+	assert_int_equal(feeder_open(&f, dir, m, 20000, &why), 0);
+	while (m->frame_no < 20) {
+		feed(&f, m, 1);
+		feeder_wait(&f, m->frame_no);
+	}
+	feeder_close(&f, true);
+	/* killed before any of them was sealed */
+	snprintf(cmd, sizeof(cmd), "for f in %s/groups/*/segments/*.seg; do mv $f ${f%%.seg}.open; done", dir);
+	assert_int_equal(system(cmd), 0);
+	file = only_file(dir, "0001.open");
+	assert_int_equal(file_read(file, 1 << 20, &data, &bytes, NULL), 0);
+	tr = (void *)(data + bytes - sizeof(*tr));
+	data[tr->foot_offset - 100] ^= 1;
+	assert_int_equal(file_write(file, 0600, data, bytes, NULL), 0);
+	assert_int_equal(feeder_open(&f, dir, m, 20000, &why), -EBADMSG);
+	assert_non_null(strstr(why.text, "is damaged"));
+	feeder_close(&f, true);
+	assert_int_equal(file_read(file, 1 << 20, &again, &after, NULL), 0);
+	assert_int_equal(after, bytes);
+	assert_memory_equal(again, data, bytes);
+	free(again);
+	data[tr->foot_offset - 100] ^= 1;
+	assert_int_equal(file_write(file, 0600, data, bytes, NULL), 0);
+	if (feeder_open(&f, dir, m, 20000, &why))
+		fail_msg("%s", why.text);
+	assert_int_equal(next_frame(&f), 21);
+	feeder_close(&f, true);
+	free(data);
+	free(file);
+	free(m);
+	remove_dir(dir);
+}
+
 /* A broken frame that a later envelope calls durable is damage: recovery refuses, and names it */
 static void damage_is_no_tear(void **state)
 {
@@ -337,7 +456,8 @@ int main(void)
 		cmocka_unit_test(put_once), cmocka_unit_test(refuse_wrong_frames),
 		cmocka_unit_test(roll_and_reopen), cmocka_unit_test(torn_everywhere),
 		cmocka_unit_test(damage_is_no_tear), cmocka_unit_test(footer_rebuilt),
-		cmocka_unit_test(killed),
+		cmocka_unit_test(killed), cmocka_unit_test(killed_before_the_first_frame),
+		cmocka_unit_test(recovered_is_durable), cmocka_unit_test(successor_vouches),
 	};
 
 	log_init("test_store", LOG_LVL_ERR);
