@@ -21,6 +21,7 @@ for ((n = 1; n <= CUTS; n++)); do
 	rm -f "$VM_OUT/d0.img" "$VM_OUT/d1.img"
 	source_start source "$0" "$VM_OUT/d0.img" "$VM_OUT/d1.img"
 	await source loaded 300
+	retry_until 60 test -s "$VM_OUT/source/stamplog" || fail "the workload writes nothing"
 	sleep "$((RANDOM % 3)).$((RANDOM % 9))"	# the random moment
 	vm_kill source
 	vaultd_stop
