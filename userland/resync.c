@@ -187,14 +187,20 @@ static void tell(struct resync *r, unsigned long request, uint32_t slot, uint64_
 	source_ioctl(r->source, request, &d);	/* the disk may have left: nothing to do then */
 }
 
-static void note_run(struct resync *r, const struct part *p)
+/* Taken again: what was given to the vault before may no longer be given back to the kernel as
+   clean, until the end of this round says with which frame */
+static void hold_runs(struct resync *r, const struct part *p)
 {
 	for (uint32_t i = 0; i < r->run_count; i++) {
 		struct run *o = &r->runs[i];
 
 		if (o->slot == p->slot && o->chunk < p->chunk + p->count && p->chunk < o->chunk + o->count)
-			o->frame_no = p->frame_no;
+			o->frame_no = UINT64_MAX;
 	}
+}
+
+static void note_run(struct resync *r, const struct part *p)
+{
 	r->in_flight += p->count * CHUNK_BYTES;
 	r->runs[r->run_count++] = (struct run){ p->frame_no, p->chunk, p->count, p->slot };
 }
@@ -283,6 +289,7 @@ static int fetch(struct resync *r, struct part *p, uint64_t most)
 			p->slot = r->slot;
 			p->chunk = d.chunk;
 			p->count = d.count;
+			hold_runs(r, p);
 			r->chunk = d.chunk + d.count;
 			r->found = true;
 			return 1;
@@ -412,6 +419,9 @@ static enum resync_go emit_round(struct resync *r)
 	}
 	if (flush_zero(r) || r->emit(r->arg, NULL, NULL, &frame_no))
 		return RESYNC_HOLD;
+	for (uint32_t k = 0; k < r->run_count; k++)
+		if (r->runs[k].frame_no == UINT64_MAX)
+			r->runs[k].frame_no = frame_no;
 	for (i = 0; i < r->filled; i++) {
 		struct part *p = &r->parts[i];
 
