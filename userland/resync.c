@@ -25,6 +25,9 @@
  * with its last piece is durable; a lost connection makes it dirty again. A
  * chunk taken twice at a time is given back with the later frame only.
  *
+ * Slots are used again, and the vault takes a SYNC record for the disk that has
+ * the slot there. So a disk is not read before its DISK record is in the stream.
+ *
  * Invariants. END is not emitted when anything has called for a resync since
  * the scan that found nothing. The asr device itself is never touched: only
  * the device below it, read with O_DIRECT.
@@ -53,7 +56,7 @@
 #define RETRY_NS	1000000000ull
 
 enum phase { OFF, IDLE, WANTED, SCAN, ROUND, PASSING, ENDING };
-enum part_state { FREE, READING, READY, BAD };
+enum part_state { FREE, READING, READY, BAD, EARLY };
 
 struct part {
 	struct resync *r;
@@ -77,6 +80,12 @@ struct lower {
 	uint64_t start, sectors;
 };
 
+/* The disk that has a slot, and the ring position behind its DISK record, at the latest */
+struct owner {
+	char name[ASR_NAME_BYTES];
+	uint64_t pos;
+};
+
 struct resync {
 	struct loop *loop;
 	struct source *source;
@@ -98,6 +107,7 @@ struct resync {
 	struct run runs[RUNS];
 	uint32_t run_count;
 	struct lower lowers[ASR_DISKS_MAX];
+	struct owner owners[ASR_DISKS_MAX];
 	uint8_t *buffers;
 	uint64_t began_ns, done_bytes;
 };
@@ -145,6 +155,13 @@ static int open_lower(struct resync *r, uint32_t slot)
 		return -ENODEV;
 	if (w->fd >= 0 && w->dev != dev)
 		close_lower(w);
+	/* first seen now: its record stands somewhere before the head */
+	if (strncmp(r->owners[slot].name, info.name, sizeof(info.name))) {
+		memcpy(r->owners[slot].name, info.name, sizeof(info.name));
+		r->owners[slot].pos = source_head(r->source);
+	}
+	if (source_pos(r->source) < r->owners[slot].pos)
+		return -EAGAIN;
 	w->dev = dev;
 	w->start = info.start_sector;
 	w->sectors = info.sectors;
@@ -209,9 +226,10 @@ static void put_back(struct resync *r, struct part *p)
 {
 	tell(r, ASR_IOC_DIRTY_SET, p->slot, p->chunk, p->count);
 	tell(r, ASR_IOC_DIRTY_ACK, p->slot, p->chunk, p->count);
+	if (p->state == BAD)
+		r->careful = true;
+	r->due = now_ns() + (p->state == BAD ? RETRY_NS : SOON_NS);
 	p->state = FREE;
-	r->careful = true;
-	r->due = now_ns() + RETRY_NS;
 }
 
 static uint64_t dirty_chunks(struct resync *r, bool *disks)
@@ -257,6 +275,10 @@ static void start_read(struct resync *r, struct part *p)
 	p->done = 0;
 	p->sectors = 0;
 	p->frame_no = 0;
+	if (ret == -EAGAIN) {
+		p->state = EARLY;
+		return;
+	}
 	if (ret) {
 		if (!r->said_error)
 			log_err("group %s: cannot open the device below disk %u: %s", r->group, p->slot,
@@ -412,7 +434,7 @@ static enum resync_go emit_round(struct resync *r)
 
 		if (p->state == READING)
 			return RESYNC_HOLD;
-		if (p->state == BAD)
+		if (p->state == BAD || p->state == EARLY)
 			put_back(r, p);
 		else if (p->state == READY && emit_part(r, p))
 			return RESYNC_HOLD;
@@ -566,6 +588,7 @@ void resync_open(struct resync *r, bool consistent)
 	r->in_flight = 0;
 	r->turn_pos = 0;
 	r->due = 0;
+	memset(r->owners, 0, sizeof(r->owners));	/* the ring is read again from what is durable */
 	if (!consistent || dirty_chunks(r, NULL))
 		resync_want(r);
 }
