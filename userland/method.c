@@ -10,7 +10,9 @@
  * at the vault; in TRACK, where no write is captured, the age of the newest
  * that is. RPO in bytes is what is captured or dirty, and not durable.
  *
- * Invariants. A call is answered exactly once. Errors leave nothing behind.
+ * Invariants. A call is answered exactly once. Errors leave nothing behind, but
+ * a group that the vault may have: that one stays pending. A group is in one
+ * call to the vault at a time, which may take it away.
  *
  * Context. The loop's thread.
  */
@@ -67,10 +69,14 @@ static void created(int err, json_t *reply, const struct why *why, void *arg)
 	char uuid[2 * ASR_UUID_BYTES + 1];
 	struct why disk = { "" };
 
-	if (err) {
-		control_error(p->call, "group %s was not made: %s%s", p->g->name,
-			      err == -EPIPE ? "the connection broke before the vault answered: " : "the vault says ",
-			      why->text);
+	p->g->asked = false;
+	if (err == -EPIPE) {
+		/* the vault may have it, and its name: it stays pending and is told again */
+		control_error(p->call, "the connection broke before the vault answered: %s. Group %s is kept and "
+			      "confirmed when the vault is back; asrctl group delete takes it away", why->text,
+			      p->g->name);
+	} else if (err) {
+		control_error(p->call, "group %s was not made: the vault says %s", p->g->name, why->text);
 		group_drop(p->g);
 	} else if (group_confirm(p->g, &disk)) {
 		control_error(p->call, "group %s is made, but its file was not written: %s", p->g->name, disk.text);
@@ -148,6 +154,7 @@ static void group_create(struct control_call *call, json_t *parameters, struct a
 	}
 	p = pending_new(call, d, g);
 	r = p ? group_register(g, created, p, &why) : -ENOMEM;
+	g->asked = !r;
 	if (r) {
 		control_error(call, "%s", why.text[0] ? why.text : strerror(-r));
 		group_drop(g);
@@ -159,6 +166,7 @@ static void deleted(int err, json_t *reply, const struct why *why, void *arg)
 {
 	struct pending *p = arg;
 
+	p->g->asked = false;
 	if (err && strncmp(why->text, "unknown-group", 13)) {
 		control_error(p->call, "the vault did not let group %s go: %s", p->g->name, why->text);
 	} else {
@@ -191,6 +199,10 @@ static void group_delete(struct control_call *call, json_t *parameters, struct a
 
 	if (!g)
 		return;
+	if (g->asked) {
+		control_error(call, "group %s is being made or deleted: the vault has not answered yet", g->name);
+		return;
+	}
 	n = group_info(g, &info) ? 0 : active_disks(g, &info);
 	if (n) {
 		control_error(call, "group %s protects %u disk%s: unprotect first (asrctl disk unprotect)", g->name, n,
@@ -202,7 +214,9 @@ static void group_delete(struct control_call *call, json_t *parameters, struct a
 	if (!p || ship_call(d->ship, "group.delete", json_pack("{s:s}", "group", uuid), deleted, p)) {
 		control_error(call, "the vault is not connected: it must learn that group %s ends", g->name);
 		free(p);
+		return;
 	}
+	g->asked = true;
 }
 
 static void group_mark(struct control_call *call, json_t *parameters, struct asrd *d)

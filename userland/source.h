@@ -222,6 +222,7 @@ struct group {
 	uint64_t ring_bytes;
 	json_t *recipients;		/* PEM texts */
 	bool pending;			/* the vault has not confirmed it yet */
+	bool asked;			/* Create or Delete waits for the vault's answer */
 	uint8_t *key;			/* secret_alloc */
 	struct pack pack;		/* group, stream, generation, level, and the session */
 
