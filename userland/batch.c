@@ -39,8 +39,9 @@ bool batch_loses_consistency(const struct asr_rec *rec, const uint8_t *payload)
 	const struct asr_rec_state *state = (const void *)payload;
 	const struct asr_rec_disk *disk = (const void *)payload;
 
+	/* a group made anew knows nothing of what was written before it, and has no disk yet */
 	if (rec->kind == ASR_KIND_STATE)
-		return state->to == ASR_STATE_TRACK;
+		return state->to == ASR_STATE_TRACK || state->reason == ASR_WHY_START;
 	/* one that came or grew; one that shrank too, which costs an empty resync */
 	return rec->kind == ASR_KIND_DISK && disk->sectors;
 }

@@ -113,10 +113,12 @@ static void knows_what_ends_consistency(void **state)
 {
 	struct asr_rec r = { .kind = ASR_KIND_STATE };
 	struct asr_rec_state to_track = { .to = ASR_STATE_TRACK }, to_capture = { .to = ASR_STATE_CAPTURE };
+	struct asr_rec_state made = { .to = ASR_STATE_CAPTURE, .reason = ASR_WHY_START };
 	struct asr_rec_disk came = { .sectors = 8, .flags = ASR_DISKF_DIRTY }, left = { .sectors = 0 };
 
 	assert_true(batch_loses_consistency(&r, (const uint8_t *)&to_track));
 	assert_false(batch_loses_consistency(&r, (const uint8_t *)&to_capture));
+	assert_true(batch_loses_consistency(&r, (const uint8_t *)&made));
 	r.kind = ASR_KIND_DISK;
 	assert_true(batch_loses_consistency(&r, (const uint8_t *)&came));
 	assert_false(batch_loses_consistency(&r, (const uint8_t *)&left));
