@@ -40,6 +40,7 @@ struct source {
 	struct loop *loop;
 	int fd;
 	bool file, closing;
+	bool single;			/* a kernel before 5.13: no multishot poll */
 	volatile struct asr_ring_consumer *cons;
 	const volatile struct asr_ring_producer *prod;
 	const uint8_t *data;
@@ -243,8 +244,9 @@ static void poll_done(struct loop_op *op, int res, unsigned int flags)
 		maybe_free(s);
 		return;
 	}
+	s->single |= res == -EINVAL;
 	if (!op->active)
-		loop_poll(s->loop, &s->poll, s->fd, POLLIN, true);
+		loop_poll(s->loop, &s->poll, s->fd, POLLIN, !s->single);
 	s->kick(s->arg);
 }
 
