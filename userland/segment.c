@@ -469,7 +469,7 @@ static bool event_legal(const struct seg_table *t, const struct seg_event *e)
 	return e->frame < t->foot.frames && e->record < t->frames[e->frame].records && !e->reserved &&
 	       e->consistent <= 1 && e->consistency <= CONSISTENCY_REACHED && e->writes <= t->foot.writes &&
 	       (named ? name_legal(e->name) : all_zero((const uint8_t *)e->name, sizeof(e->name))) &&
-	       (e->kind != ASR_KIND_DISK || e->disk < ASR_DISKS_MAX) &&
+	       (e->kind != ASR_KIND_DISK || (e->disk < ASR_DISKS_MAX && e->value <= ASR_DISK_SECTORS_MAX)) &&
 	       (named || e->kind == ASR_KIND_STATE || e->kind == ASR_KIND_RESYNC_BEGIN ||
 		e->kind == ASR_KIND_RESYNC_END);
 }
@@ -498,8 +498,8 @@ static bool disks_legal(const struct seg_table *t)
 	for (uint32_t i = 0; i < t->foot.disks; i++) {
 		const struct seg_disk *d = &t->disks[i];
 
-		if (d->disk >= ASR_DISKS_MAX || !d->sectors || d->reserved[0] || d->reserved[1] ||
-		    d->reserved[2] || !name_legal(d->name) || (i && d->disk <= d[-1].disk))
+		if (d->disk >= ASR_DISKS_MAX || !d->sectors || d->sectors > ASR_DISK_SECTORS_MAX ||
+		    d->reserved[0] || d->reserved[1] || d->reserved[2] || !name_legal(d->name) || (i && d->disk <= d[-1].disk))
 			return false;
 	}
 	return true;

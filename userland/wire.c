@@ -132,7 +132,7 @@ static bool body_ok(const struct frame_rec *r, const uint8_t *body)
 		return (state_ok(s->from) || !s->from) && state_ok(s->to) && !s->reserved;
 	default:
 		return !(d->flags & ~ASR_DISKF_DIRTY) && !d->reserved && r->disk < ASR_DISKS_MAX &&
-		       name_ok(d->name);
+		       d->sectors <= ASR_DISK_SECTORS_MAX && name_ok(d->name);
 	}
 }
 

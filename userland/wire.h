@@ -54,6 +54,7 @@
 #define ASR_NONCE_BYTES		12
 #define ASR_DIGEST_BYTES	16
 #define ASR_BLOCK_SECTORS	8		/* 4 KiB */
+#define ASR_DISK_SECTORS_MAX	((uint64_t)INT64_MAX >> 9)	/* what a file can hold */
 
 #define ASR_FRAMEF_ZSTD		0x1	/* the payload is one zstd frame (no dictionary) */
 
