@@ -520,6 +520,18 @@ static int dest_name(struct restore *w, const char *dir, const char *tmp)
 	return 0;
 }
 
+/* Nothing covers these sectors: they are zeroes only if all of the disk's history is there */
+static int history_check(struct restore *w)
+{
+	const struct index_seg *first = &w->ix->streams[w->r->point.stream].segs[0];
+
+	if (!w->cover.left || w->floor_frame || first->hdr.number == 1)
+		return 0;
+	return why_set(w->why, EBADMSG, "%llu bytes of %s were last written before segment %s, number %llu of its "
+		       "stream: the segments before it are missing", (unsigned long long)w->cover.left * 512,
+		       w->a->disk, first->file, (unsigned long long)first->hdr.number);
+}
+
 static int image_make(struct restore *w, const char *dir)
 {
 	char *tmp = NULL;
@@ -573,6 +585,8 @@ int restore_disk(const struct restore_args *a, struct restore_result *r, struct 
 	w.frame = aligned_alloc(8, (INDEX_FRAME_ROOM + 7) & ~(size_t)7);
 	w.plain = secret_alloc(ASR_FRAME_PAYLOAD_MAX);
 	ret = w.frame && w.plain ? walk(&w, true) : why_set(why, ENOMEM, "out of memory");
+	if (!ret)
+		ret = history_check(&w);
 	if (!ret)
 		ret = room_check(&w, dir);
 	if (!ret)

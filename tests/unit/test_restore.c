@@ -458,12 +458,77 @@ static void cut_and_missing(void **state)
 	world_free(w);
 }
 
+/* Without its oldest segments a copy gives what lies in the others wholly, and no zeroes for the rest */
+static void oldest_missing(void **state)
+{
+	struct world *w = world_new(60, 100000);
+	static uint8_t out[BYTES];
+	struct restore_result r;
+	struct why why;
+	char *first = find_file(w, "segments/*.seg"), point[40];
+	int good = 0, refused = 0;
+
+	assert_int_equal(unlink(first), 0);
+	for (uint64_t seq = 1; seq <= w->m->seq; seq += 3) {
+		int ret;
+
+		snprintf(point, sizeof(point), "seq:%llu", (unsigned long long)seq);
+		ret = restore(w, point, w->key[1], out, &r, &why);
+		if (!ret && (!w->after[seq] || memcmp(out, w->after[seq], BYTES)))
+			fail_msg("%s: the image differs", point);
+		good += !ret;
+		if (ret == -EBADMSG) {
+			assert_non_null(strstr(why.text, "missing"));
+			refused++;
+		}
+	}
+	assert_true(good > 10 && refused > 5);
+	free(first);
+	world_free(w);
+}
+
+/* A size that no disk has: neither a frame nor a footer may say so */
+static void absurd_sizes(void **state)
+{
+	static const uint64_t sizes[] = { UINT64_MAX, UINT64_MAX - 40000, (UINT64_MAX >> 9) + 1, (INT64_MAX >> 9) + 1 };
+	struct maker *m = maker_new();
+	struct frame_view v;
+	struct why why;
+
+	for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
+		struct seg_table t = { 0 };
+		struct seg_state st;
+		struct seg_trailer *tr;
+		uint8_t *foot;
+		size_t bytes;
+
+		make_disk(m, 0, "root", 4096, 0);
+		make_frame(m);
+		assert_int_equal(wire_frame_parse(m->frame, m->bytes, &v, &why), 0);
+		seg_state_init(&st);
+		st.next_frame_no = m->frame_no;
+		assert_int_equal(seg_table_begin(&t, &st), 0);
+		assert_int_equal(seg_table_add(&t, &st, &v, sizeof(struct seg_hdr) + sizeof(struct seg_env), 0), 0);
+		t.events[0].value = sizes[i];
+		assert_int_equal(seg_foot_make(&t, 4096, &foot, &bytes), 0);
+		seg_table_free(&t);
+		tr = (void *)(foot + bytes - sizeof(*tr));
+		assert_int_equal(seg_foot_parse(foot, tr->foot_bytes, &t, &why), -EBADMSG);
+		free(foot);
+		make_disk(m, 0, "root", sizes[i], 0);
+		make_frame(m);
+		assert_int_equal(wire_frame_parse(m->frame, m->bytes, &v, &why), -EBADMSG);
+	}
+	free(m);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(every_seq), cmocka_unit_test(points), cmocka_unit_test(destinations),
 		cmocka_unit_test(flip_sealed), cmocka_unit_test(flip_tail), cmocka_unit_test(flip_rest),
-		cmocka_unit_test(cut_and_missing),
+		cmocka_unit_test(cut_and_missing), cmocka_unit_test(oldest_missing),
+		cmocka_unit_test(absurd_sizes),
 	};
 
 	log_init("test_restore", LOG_LVL_ERR);
