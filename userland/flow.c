@@ -415,11 +415,27 @@ static bool seq_behind(struct group *g)
 	       info.next_seq <= g->durable_seq;
 }
 
+/* A vault that was itself restored: what it has lost is not in the ring any more */
+static void copy_again(struct group *g, uint64_t had)
+{
+	log_err("group %s: the vault had acknowledged frame %llu and has %llu now: all disks are copied again",
+		g->name, (unsigned long long)had, (unsigned long long)g->durable_frame);
+	for (uint32_t slot = 0; slot < ASR_DISKS_MAX; slot++) {
+		struct asr_disk_info info = { .slot = slot };
+		struct asr_dirty d = { .slot = slot };
+
+		if (source_ioctl(g->source, ASR_IOC_DISK_INFO, &info))
+			continue;
+		d.count = (info.sectors + ASR_CHUNK_SECTORS - 1) / ASR_CHUNK_SECTORS;
+		source_ioctl(g->source, ASR_IOC_DIRTY_SET, &d);
+	}
+}
+
 static void opened(int err, json_t *p, const struct why *why, void *arg)
 {
 	struct group *g = arg;
 	uint8_t tag[ASR_TAG_BYTES];
-	uint64_t frame_no;
+	uint64_t frame_no, had = g->durable_frame;
 	bool consistent;
 	int r;
 
@@ -442,6 +458,8 @@ static void opened(int err, json_t *p, const struct why *why, void *arg)
 		flow_trouble(g, r == -ESTALE ? "the vault has later sequence numbers than the "
 			     "kernel's group: delete that group (dmsetup remove its disks), asrd makes it anew (%s)" :
 			     "cannot go on with the stream: %s", strerror(-r));
+		if (g->durable_frame < had)
+			g->durable_frame = had;	/* to be noticed the next time */
 		g->retry_ns = now_ns() + 10 * NS_PER_S;
 		return;
 	}
@@ -453,6 +471,8 @@ static void opened(int err, json_t *p, const struct why *why, void *arg)
 	batch_reset(&g->batch);
 	log_info("group %s: shipping from sequence %llu, frame %llu", g->name,
 		 (unsigned long long)g->durable_seq + 1, (unsigned long long)frame_no + 1);
+	if (g->durable_frame < had)
+		copy_again(g, had);
 	resync_open(g->resync, consistent);
 	flow_kick(g);
 }

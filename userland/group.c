@@ -6,7 +6,8 @@
  *
  *   group.json   what the group is; written when that changes
  *   data.key     the group data key, 32 bytes, mode 0600
- *   state.json   how far sequence numbers have got; written once a minute
+ *   state.json   how far sequence numbers have got, and frames at the vault;
+ *                written once a minute
  *
  * A group is made pending, here first and then at the vault, and confirmed
  * when the vault has it: an asrd that dies in between asks the vault again,
@@ -68,8 +69,9 @@ int group_save_state(struct group *g, struct why *why)
 	uint64_t seq = g->last_seq > g->saved_seq ? g->last_seq : g->saved_seq;
 	int r;
 
-	r = write_json(g, "state.json", json_pack("{s:I, s:I, s:b}", "first_seq", (json_int_t)g->first_seq,
-						  "last_seq", (json_int_t)seq, "was_consistent",
+	r = write_json(g, "state.json", json_pack("{s:I, s:I, s:I, s:b}", "first_seq", (json_int_t)g->first_seq,
+						  "last_seq", (json_int_t)seq, "durable_frame",
+						  (json_int_t)g->durable_frame, "was_consistent",
 						  g->was_consistent), why);
 	g->saved_ns = now_ns();
 	if (!r)
@@ -115,7 +117,7 @@ static int load_fields(struct group *g, struct why *why)
 	cleanup_json root = NULL;
 	cleanup_json state = NULL;
 	const char *uuid, *stream;
-	json_int_t generation, ring, first = 0, last = 0;
+	json_int_t generation, ring, first = 0, last = 0, durable = 0;
 	int pending, consistent = 0, r;
 
 	r = read_json(g->d, g->name, "group.json", &root, why);
@@ -133,11 +135,12 @@ static int load_fields(struct group *g, struct why *why)
 	r = read_json(g->d, g->name, "state.json", &state, why);
 	if (r)
 		return r;
-	if (json_unpack(state, "{s:I, s:I, s:b}", "first_seq", &first, "last_seq", &last, "was_consistent",
-			&consistent))
+	if (json_unpack(state, "{s:I, s:I, s?I, s:b}", "first_seq", &first, "last_seq", &last, "durable_frame",
+			&durable, "was_consistent", &consistent))
 		return why_set(why, EINVAL, "state.json of %s is not whole", g->name);
 	g->first_seq = (uint64_t)first;
 	g->saved_seq = (uint64_t)last;
+	g->durable_frame = (uint64_t)durable;
 	g->was_consistent = consistent;
 	return 0;
 }
