@@ -5,10 +5,14 @@
  * Design: wrapped.key is written before group.json, for a folder without
  * group.json is no group: so a crash leaves a whole group or none.
  *
+ * Invariants: once something has arrived, no source changes the key it was
+ * sealed with: it could make its own history unreadable.
+ *
  * Context: blocks on the file system; when a group comes or goes.
  */
 #include "vault.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <string.h>
 
@@ -29,6 +33,19 @@ static int json_write(const char *path, const json_t *root, struct why *why)
 	if (!text)
 		return why_set(why, ENOMEM, "out of memory");
 	return file_write(path, 0600, text, strlen(text), why);
+}
+
+/* Something has arrived for the group */
+static bool has_history(const char *segments)
+{
+	DIR *dir = opendir(segments);
+	struct dirent *d = NULL;
+
+	while (dir && (d = readdir(dir)) != NULL && d->d_name[0] == '.')
+		;
+	if (dir)
+		closedir(dir);
+	return d;
 }
 
 int folder_make(const char *dir, const struct catalog_group *g, const uint8_t *wrapped, size_t wrapped_bytes,
@@ -52,9 +69,11 @@ int folder_make(const char *dir, const struct catalog_group *g, const uint8_t *w
 	if (!root)
 		return why_set(why, ENOMEM, "out of memory");
 	ret = dir_make(segments, 0700, why);
-	if (!ret)
+	if (!ret && !(access(key, F_OK) == 0 && has_history(segments)))
 		ret = file_write(key, 0600, wrapped, wrapped_bytes, why);
-	return ret ? ret : json_write(meta, root, why);
+	if (!ret && !(access(meta, F_OK) == 0 && has_history(segments)))
+		ret = json_write(meta, root, why);
+	return ret;
 }
 
 int folder_delete(const char *dir, const uint8_t uuid[ASR_UUID_BYTES], struct why *why)

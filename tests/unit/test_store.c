@@ -61,7 +61,8 @@ static void feed(struct feeder *f, struct maker *m, int frames)
 		step(m);
 		if (ingest_full(f->s))
 			feeder_wait(f, m->frame_no - 1);
-		assert_int_equal(ingest_frame(f->s, m->frame, m->bytes, &why), 0);
+		if (ingest_frame(f->s, m->frame, m->bytes, &why))
+			fail_msg("%s", why.text);
 	}
 }
 
@@ -450,6 +451,37 @@ static void killed(void **state)
 	remove_dir(dir);
 }
 
+/* A source that asks for its group again, with another key, takes nothing from the history */
+static void key_of_history_stays(void **state)
+{
+	char *dir = temp_dir(), path[200], *cert, *key, *before, *after;
+	struct maker *m = maker_new();
+	size_t bytes, again;
+	struct feeder f;
+	struct why why;
+
+	make_cert("ec", &cert, &key);
+	make_group(dir, m, &cert, 1);
+	make_group(dir, m, &cert, 1);	/* nothing has arrived: the newer one counts */
+	snprintf(path, sizeof(path), "%s/groups/11111111111111111111111111111111/wrapped.key", dir);
+	assert_int_equal(file_read(path, 1 << 16, &before, &bytes, NULL), 0);
+	assert_int_equal(feeder_open(&f, dir, m, 1 << 20, &why), 0);
+	feed(&f, m, 1);
+	feeder_wait(&f, 1);
+	feeder_close(&f, true);
+	m->key[0] ^= 1;
+	make_group(dir, m, &cert, 1);
+	assert_int_equal(file_read(path, 1 << 16, &after, &again, NULL), 0);
+	assert_int_equal(bytes, again);
+	assert_memory_equal(before, after, bytes);
+	free(before);
+	free(after);
+	free(cert);
+	free(key);
+	free(m);
+	remove_dir(dir);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -458,6 +490,7 @@ int main(void)
 		cmocka_unit_test(damage_is_no_tear), cmocka_unit_test(footer_rebuilt),
 		cmocka_unit_test(killed), cmocka_unit_test(killed_before_the_first_frame),
 		cmocka_unit_test(recovered_is_durable), cmocka_unit_test(successor_vouches),
+		cmocka_unit_test(key_of_history_stays),
 	};
 
 	log_init("test_store", LOG_LVL_ERR);
