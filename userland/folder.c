@@ -14,6 +14,7 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 
 #define GROUP_JSON_MAX	(1u << 20)
@@ -48,6 +49,24 @@ static bool has_history(const char *segments)
 	return d;
 }
 
+/* The entries of the folders above a group's own */
+static int entries_sync(const char *dir, struct why *why)
+{
+	cleanup_free char *groups = NULL;
+	const char *path[2] = { dir };
+
+	if (asprintf(&groups, "%s/groups", dir) < 0)
+		return why_set(why, ENOMEM, "out of memory");
+	path[1] = groups;
+	for (int i = 0; i < 2; i++) {
+		cleanup_fd int fd = open(path[i], O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+		if (fd < 0 || fsync(fd) < 0)
+			return why_set(why, errno, "cannot flush the folder %s: %s", path[i], strerror(errno));
+	}
+	return 0;
+}
+
 int folder_make(const char *dir, const struct catalog_group *g, const uint8_t *wrapped, size_t wrapped_bytes,
 		json_t *recipients, struct why *why)
 {
@@ -69,6 +88,8 @@ int folder_make(const char *dir, const struct catalog_group *g, const uint8_t *w
 	if (!root)
 		return why_set(why, ENOMEM, "out of memory");
 	ret = dir_make(segments, 0700, why);
+	if (!ret)
+		ret = entries_sync(dir, why);
 	if (!ret && !(access(key, F_OK) == 0 && has_history(segments)))
 		ret = file_write(key, 0600, wrapped, wrapped_bytes, why);
 	if (!ret && !(access(meta, F_OK) == 0 && has_history(segments)))

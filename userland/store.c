@@ -64,6 +64,15 @@ static bool name_legal(const char *name)
 	return *name && *name != '/' && !strstr(name, "..") && strlen(name) < 200;
 }
 
+/* The new folder's own entry becomes durable */
+static int entry_sync(struct store *s, const char *folder)
+{
+	cleanup_fd int fd = openat(s->fd, folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	cleanup_fd int parent = fd < 0 ? -1 : openat(fd, "..", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+	return parent < 0 || fsync(parent) < 0 ? -errno : 0;
+}
+
 /* The folder that holds name, made when missing; fd or -errno */
 static int folder_of(struct store *s, const char *name, bool make)
 {
@@ -76,10 +85,12 @@ static int folder_of(struct store *s, const char *name, bool make)
 	snprintf(part, sizeof(part), "%s", name);
 	for (slash = strchr(part, '/'); make && slash; slash = strchr(slash + 1, '/')) {
 		*slash = 0;
-		if (mkdirat(s->fd, part, 0700) == 0)
-			fsync(s->fd);
-		else if (errno != EEXIST)
-			return -errno;
+		if (mkdirat(s->fd, part, 0700) < 0) {
+			if (errno != EEXIST)
+				return -errno;
+		} else if (entry_sync(s, part)) {
+			return -EIO;
+		}
 		*slash = '/';
 	}
 	slash = strrchr(part, '/');
@@ -245,7 +256,9 @@ int store_tail_seal(struct store *s, const char *name)
 		return dir;
 	snprintf(from, sizeof(from), "%s.open", base_of(name));
 	snprintf(to, sizeof(to), "%s.seg", base_of(name));
-	if (renameat2(dir, from, dir, to, RENAME_NOREPLACE) < 0)
+	/* tried again, after the flush failed: it has the new name */
+	if (renameat2(dir, from, dir, to, RENAME_NOREPLACE) < 0 &&
+	    (errno != ENOENT || faccessat(dir, to, F_OK, 0) < 0))
 		return -errno;
 	return fsync(dir) < 0 ? -errno : 0;
 }
