@@ -413,7 +413,7 @@ int asr_capture_end(struct asr_target *t, struct asr_io *io, blk_status_t status
 		return DM_ENDIO_DONE;
 	if (unlikely(status))
 		fail(g, io, status);
-	WRITE_ONCE(io->how, ASR_IO_NONE);	/* before C: see frontier_of_consumer */
+	io->how = ASR_IO_NONE;
 	if (captured) {
 		state = status || t->nocopy ? ASR_REC_DISCARDED : ASR_REC_COMMITTED;
 		smp_store_release(&io->rec->state, state);	/* C */

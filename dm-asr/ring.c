@@ -70,7 +70,8 @@ static u64 frontier(struct asr_group *g)
 /*
  * The same, as far as the consumer may have got. A completion commits its
  * record first and leaves the list a moment later, under the lock: in between
- * the consumer may have gone past it, so `how` counts, cleared before C.
+ * the consumer may have gone past it. So the record's own state counts; one
+ * before tail is committed, and its room may hold another by now.
  * Not for wake-ups: who is woken must find its record committed.
  */
 static u64 frontier_of_consumer(struct asr_group *g)
@@ -78,7 +79,7 @@ static u64 frontier_of_consumer(struct asr_group *g)
 	struct asr_io *io;
 
 	list_for_each_entry(io, &g->busy, link)
-		if (READ_ONCE(io->how) != ASR_IO_NONE)
+		if (io->pos >= g->ring.tail && READ_ONCE(io->rec->state) == ASR_REC_BUSY)
 			return io->pos;
 	return g->ring.head;
 }
