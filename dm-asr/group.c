@@ -91,11 +91,13 @@ static void announce_locked(struct asr_disk *d, u32 flags)
 	d->announce_flags = d->announce ? flags : 0;
 }
 
+/* With asr_groups_mutex, too: g->disks[] changes. */
 static void announce_waiting_locked(struct asr_group *g)
 {
 	struct asr_disk *d;
 	int i;
 
+	lockdep_assert_held(&asr_groups_mutex);
 	for (i = 0; i < ASR_DISKS_MAX; i++) {
 		d = g->disks[i];
 		if (!d || !d->announce)
@@ -160,6 +162,7 @@ int asr_group_capture(struct asr_group *g)
 {
 	int r = 0;
 
+	mutex_lock(&asr_groups_mutex);	/* a disk that has left may be freed now */
 	spin_lock_irq(&g->lock);
 	asr_ring_read_tail_locked(g);
 	if (g->ring.poisoned)
@@ -171,6 +174,7 @@ int asr_group_capture(struct asr_group *g)
 	else
 		asr_group_set_state_locked(g, ASR_STATE_CAPTURE, ASR_WHY_REQUEST);
 	spin_unlock_irq(&g->lock);
+	mutex_unlock(&asr_groups_mutex);
 	return r;
 }
 
