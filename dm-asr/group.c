@@ -395,7 +395,8 @@ int asr_group_create(const struct asr_group_create *arg)
 	g = alloc_group(arg->name, ring_bytes, arg->first_seq ?: 1);
 	r = g ? publish_group(g) : -ENOMEM;
 	if (!r) {
-		DMINFO("group %s: created, ring of %llu MiB", g->name, ring_bytes >> 20);
+		/* not g->name: it may be deleted again by now */
+		DMINFO("group %s: created, ring of %llu MiB", arg->name, ring_bytes >> 20);
 		return 0;
 	}
 	if (g)
