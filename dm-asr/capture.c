@@ -430,6 +430,9 @@ int asr_capture_end(struct asr_target *t, struct asr_io *io, blk_status_t status
 	if (unlikely(hold)) {
 		list_add_tail(&io->link, &g->held);
 		g->hold.held++;
+		if (wake)	/* now: once unlocked, the write may end and the group go */
+			asr_ring_wake(g);
+		wake = false;
 	}
 	spin_unlock_irqrestore(&g->lock, irq);
 
