@@ -31,6 +31,7 @@
 #define PAGE		4096u
 #define SAMPLES		(1u << 20)
 #define PAUSE_NS	100000l
+#define FULL_PAUSE_NS	1000000l	/* the ring is full: a megabyte drains meanwhile */
 #define DURABLE_WAIT_S	120
 
 /* Behind the producer's words, in its page: the generator's own memory */
@@ -135,7 +136,7 @@ static bool reserve(struct gen *g, uint64_t bytes)
 			return false;
 		g->full_waits++;
 		settle(g);
-		pause_ns(PAUSE_NS);
+		pause_ns(FULL_PAUSE_NS);
 	}
 	return true;
 }
