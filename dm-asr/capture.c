@@ -122,7 +122,8 @@ static bool reserve_locked(struct asr_group *g, struct asr_io *io)
 {
 	struct asr_target *t = io->t;
 	u32 payload = io->kind == ASR_KIND_WRITE ? io->sectors << SECTOR_SHIFT : 0;
-	u32 align = t->strict && payload ? SECTOR_SIZE : 1;
+	/* of memory to be written: a lower dm-crypt fails what is not whole blocks of its own */
+	u32 align = t->strict && payload ? bdev_logical_block_size(t->dev->bdev) : 1;
 	struct asr_rec *rec;
 
 	rec = asr_ring_reserve_locked(g, io->kind, t->disk->slot, payload,
