@@ -66,12 +66,16 @@ static inline void asr_compat_unmap(void *p)
 #error "mapping a bio_vec: no known shape"
 #endif
 
-/* bio_init of a bio of ours, for the device and with the flags of another. */
+/*
+ * bio_init of a bio of ours, for the device and with the flags of another. Not
+ * polled: dm looks for completions of its own clone only. (Before 5.18 dm did
+ * not poll, and the block layer cleared the flag.)
+ */
 #if ASR_HAS_BIO_INIT_BDEV
 static inline void asr_compat_bio_init(struct bio *bio, struct bio *like,
 				       struct bio_vec *vecs, unsigned short max)
 {
-	bio_init(bio, like->bi_bdev, vecs, max, like->bi_opf);
+	bio_init(bio, like->bi_bdev, vecs, max, like->bi_opf & ~REQ_POLLED);
 }
 #elif !ASR_HAS_BIO_INIT_BDEV
 static inline void asr_compat_bio_init(struct bio *bio, struct bio *like,
