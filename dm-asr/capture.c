@@ -390,7 +390,8 @@ void asr_capture_work(struct work_struct *work)
 /* A write that failed: what is on the disk now is unknown, in the ring nothing. */
 static void fail(struct asr_group *g, struct asr_io *io, blk_status_t status)
 {
-	bool untouched = status == BLK_STS_NOTSUPP && io->kind != ASR_KIND_WRITE;
+	/* a part of it may be done; of a discard that does not matter */
+	bool untouched = status == BLK_STS_NOTSUPP && io->kind == ASR_KIND_DISCARD;
 	struct asr_disk *d = io->t->disk;
 	unsigned long irq;
 
