@@ -78,7 +78,7 @@ bool asr_group_name_valid(const char *name)
 
 /* ---------------------------------------------------------------- state */
 
-/* A disk's record, or the promise of one at the next return to CAPTURE. */
+/* A disk's record, or TRACK and the promise of one at the return to CAPTURE. */
 static void announce_locked(struct asr_disk *d, u32 flags)
 {
 	struct asr_rec_disk p = { .flags = flags };
@@ -89,6 +89,9 @@ static void announce_locked(struct asr_disk *d, u32 flags)
 	d->announce = asr_ring_put_locked(d->group, ASR_KIND_DISK, d->slot, &p, sizeof(p),
 					  ASR_KEEP_DISK, NULL, NULL) != 0;
 	d->announce_flags = d->announce ? flags : 0;
+	/* no write of it may have a record before it has its own */
+	if (d->announce)
+		asr_group_set_state_locked(d->group, ASR_STATE_TRACK, ASR_WHY_RING_FULL);
 }
 
 /* With asr_groups_mutex, too: g->disks[] changes. */
