@@ -71,6 +71,13 @@ void asr_dirty_set_locked(struct asr_disk *d, u64 sector, u64 sectors)
 		mark_chunk(&d->map, chunk);
 }
 
+void asr_dirty_set_all_locked(struct asr_disk *d)
+{
+	lockdep_assert_held(&d->group->lock);
+	bitmap_set(d->map.dirty, 0, d->map.chunks);
+	d->map.marked = d->map.chunks;
+}
+
 /* What was taken counts as dirty: the consumer works with the old size. */
 void asr_dirty_resize_locked(struct asr_disk *d, struct asr_map *to)
 {

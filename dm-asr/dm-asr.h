@@ -251,6 +251,7 @@ void asr_ring_attach_locked(struct asr_group *g);
 int asr_dirty_alloc(struct asr_map *m, u64 sectors, u64 first);
 void asr_dirty_free(struct asr_map *m);
 void asr_dirty_set_locked(struct asr_disk *d, u64 sector, u64 sectors);
+void asr_dirty_set_all_locked(struct asr_disk *d);
 /* Keeps the bits of the part both have. Holds the lock for some 0.3 ms per TiB. */
 void asr_dirty_resize_locked(struct asr_disk *d, struct asr_map *bigger);
 int asr_dirty_fetch(struct asr_group *g, struct asr_dirty *arg);

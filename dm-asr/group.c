@@ -687,29 +687,36 @@ void asr_disk_put(struct asr_target *t)
 	asr_dirty_free(&t->spare);
 }
 
+/* Another lower device, or place on it: nobody knows what it holds. */
+static bool moved(const struct asr_disk *d, const struct asr_target *t)
+{
+	return d->live && (d->lower != t->dev->bdev->bd_dev || d->start != t->start);
+}
+
 int asr_disk_resume(struct asr_target *t)
 {
 	struct asr_group *g = t->group;
 	struct asr_disk *d = t->disk;
+	bool wake, all, resized;
 	int r = 0;
-	bool wake;
 
 	spin_lock_irq(&g->lock);
-	if (d->sectors != t->sectors) {
-		if (WARN_ON_ONCE(!t->spare.dirty)) {
-			r = -EINVAL;
-			goto out;
-		}
+	resized = d->sectors != t->sectors;
+	if (resized && WARN_ON_ONCE(!t->spare.dirty)) {
+		r = -EINVAL;
+		goto out;
+	}
+	all = !d->live || moved(d, t);
+	if (resized) {
 		asr_dirty_resize_locked(d, &t->spare);
 		d->sectors = t->sectors;
-		announce_locked(d, d->live ? 0 : ASR_DISKF_DIRTY);
-	} else if (!d->live) {
-		announce_locked(d, ASR_DISKF_DIRTY);
 	}
+	if (all || t->nocopy)	/* with nocopy no ACK is taken */
+		asr_dirty_set_all_locked(d);
+	if (all || resized)
+		announce_locked(d, all ? ASR_DISKF_DIRTY : 0);
 	d->live = true;
 	d->nocopy = t->nocopy;
-	if (t->nocopy)		/* and no ACK is taken */
-		asr_dirty_set_locked(d, 0, d->sectors);
 	d->start = t->start;
 	d->lower = t->dev->bdev->bd_dev;
 out:
