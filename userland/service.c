@@ -12,7 +12,8 @@
  * not durable yet is answered when they are, for the answer is what is durable.
  *
  * Invariants: nothing but HELLO and enrol is done for a peer without a
- * certificate. A frame goes only into a stream that this connection opened, of
+ * certificate; such a peer may ask once, soon, and leaves no trace on disk
+ * unless it proved a registration key. A frame goes only into a stream that this connection opened, of
  * the generation that it opened. A bad frame ends the connection, with the
  * reason, and nothing of it is stored.
  *
@@ -29,6 +30,7 @@
 #define STREAMS_MAX	64	/* of one connection */
 #define WRAPPED_MAX	65536
 #define RECIPIENTS_MAX	64
+#define STRANGER_NS	30000000000ULL	/* to show a certificate, or to enrol */
 
 struct client {
 	struct service *sv;
@@ -36,8 +38,8 @@ struct client {
 	char host_id[CATALOG_ID_BYTES];
 	char host[ASR_NAME_BYTES];
 	char address[INET6_ADDRSTRLEN];
-	uint64_t since_ns, frames, bytes;
-	bool hello, closing;
+	uint64_t since_ns, born_ns, frames, bytes;
+	bool hello, closing, asked;	/* asked: to be enrolled */
 	struct slot {
 		struct ingest_stream *stream;	/* NULL: the slot is free, or waits */
 		uint8_t group[ASR_UUID_BYTES], uuid[ASR_UUID_BYTES];
@@ -56,11 +58,23 @@ struct service {
 
 /* ------------------------------------------------------------------ answers */
 
+/* What a peer sent stands in these texts: it must not write log lines of its own */
+static void complain(const struct client *c, const char *code, const char *text)
+{
+	char line[600];
+
+	snprintf(line, sizeof(line), "%s (%s): %s: %s", *c->host ? c->host : "?", c->address, code, text);
+	for (char *p = line; *p; p++)
+		if ((unsigned char)*p < ' ' || *p == 0x7f)
+			*p = '?';
+	log_warn("host %s", line);
+}
+
 static void refuse(struct client *c, const char *code, const char *text)
 {
 	if (c->closing)
 		return;
-	log_warn("host %s (%s): %s: %s", *c->host ? c->host : "?", c->address, code, text);
+	complain(c, code, text);
 	c->closing = true;
 	conn_send_json(c->conn, MSG_ERROR, json_pack("{s:s, s:s}", "error", code, "text", text));
 	conn_close(c->conn, -EPROTO, text);
@@ -74,7 +88,7 @@ static void reply(struct client *c, json_int_t id, json_t *parameters)
 
 static void reply_error(struct client *c, json_int_t id, const char *code, const char *text)
 {
-	log_warn("host %s (%s): %s: %s", *c->host ? c->host : "?", c->address, code, text);
+	complain(c, code, text);
 	conn_send_json(c->conn, MSG_REPLY, json_pack("{s:I, s:s, s:s}", "id", id, "error", code, "text", text));
 }
 
@@ -292,12 +306,12 @@ static void on_room(struct ingest_stream *s, void *arg)
 static const struct ingest_ops ingest_ops = { on_durable, on_room };
 
 /* An older connection has this stream: the host came back, that one is dead */
-static void take_over(struct service *sv, const uint8_t *uuid)
+static void take_over(struct service *sv, const uint8_t *group, const uint8_t *uuid)
 {
 	for (struct client *c = sv->clients; c; c = c->next) {
 		struct slot *s = slot_of(c, uuid);
 
-		if (!s)
+		if (!s || memcmp(s->group, group, ASR_UUID_BYTES))
 			continue;
 		slot_close(s);
 		refuse(c, "replaced", "the host has opened the stream on a newer connection");
@@ -347,7 +361,7 @@ static void stream_open(struct client *c, json_int_t id, json_t *p)
 			    "the group is in another generation: it has been failed over");
 		return;
 	}
-	take_over(c->sv, uuid);
+	take_over(c->sv, g.uuid, uuid);
 	for (int i = 0; i < STREAMS_MAX && !s; i++)
 		if (!c->slot[i].stream && c->slot[i].waits < 0)
 			s = &c->slot[i];
@@ -366,10 +380,13 @@ static void on_idle(void *arg)
 {
 	struct service *sv = arg;
 
-	for (struct client *c = sv->clients; c; c = c->next)
+	for (struct client *c = sv->clients; c; c = c->next) {
+		if (!*c->host_id && !c->closing && now_ns() - c->born_ns > STRANGER_NS)
+			refuse(c, "too-late", "a peer without a certificate has half a minute");
 		for (int i = 0; i < STREAMS_MAX && !c->closing; i++)
 			if (c->slot[i].waits >= 0)
 				slot_open(c, &c->slot[i]);
+	}
 }
 
 static void on_frame(struct client *c, const uint8_t *body, size_t bytes)
@@ -416,14 +433,22 @@ static void enrol(struct client *c, json_int_t id, json_t *p)
 {
 	const char *error = "vault-failed";
 	struct why why = { "failed" };
-	json_t *answer = ident_enrol(c->sv->a.cat, c->sv->a.dir, conn_ssl(c->conn), p, &error, &why);
+	json_t *answer;
 
+	if (c->asked) {
+		refuse(c, "not-allowed", "one enrol call for a connection");
+		return;
+	}
+	c->asked = true;
+	answer = ident_enrol(c->sv->a.cat, c->sv->a.dir, conn_ssl(c->conn), p, &error, &why);
 	if (answer) {
 		log_info("host %s enrolled from %s", text_of(p, "host"), c->address);
 		catalog_audit(c->sv->a.cat, text_of(answer, "host_id"), "enrol", text_of(p, "host"));
 		reply(c, id, answer);
 	} else {
-		catalog_audit(c->sv->a.cat, c->address, "enrol refused", why.text);
+		/* a stranger's guesses are in the log only: they must not fill the vault's disk */
+		if (strcmp(error, "bad-parameter") && strcmp(error, "key-unknown") && strcmp(error, "proof-wrong"))
+			catalog_audit(c->sv->a.cat, c->address, "enrol refused", why.text);
 		reply_error(c, id, error, why.text);
 	}
 }
@@ -554,6 +579,7 @@ void service_accept(struct service *sv, int fd)
 	}
 	c->sv = sv;
 	c->since_ns = now_real_ns();
+	c->born_ns = now_ns();
 	for (int i = 0; i < STREAMS_MAX; i++)
 		c->slot[i].waits = -1;
 	address_text(fd, c->address);
