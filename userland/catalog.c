@@ -5,7 +5,8 @@
  *
  * Design: only what cannot be derived from the groups' folders is in here; a
  * restore never opens it. The daemon and asrctl may have it open at once, so
- * every change is one transaction and waits for the other's lock.
+ * every change is one transaction and waits for the other's lock. What was
+ * answered is durable.
  *
  * Invariants: a secret is stored as its SHA-256 only. A registration key is
  * burnt in the transaction that records the certificate it was burnt for.
@@ -67,6 +68,12 @@ static int open_db(const char *dir, int flags, struct catalog **out, struct why 
 		return ret;
 	}
 	sqlite3_busy_timeout(cat->db, BUSY_MS);
+	/* with less, a power cut may take back the last transaction: the journal comes back */
+	if (sqlite3_exec(cat->db, "PRAGMA synchronous = EXTRA", NULL, NULL, NULL) != SQLITE_OK) {
+		ret = db_err(cat, why);
+		catalog_close(cat);
+		return ret;
+	}
 	*out = cat;
 	return 0;
 }
