@@ -282,6 +282,25 @@ static int asr_table(struct dm_device *t, uint64_t sectors, uint32_t major, uint
 	return 0;
 }
 
+/* Has X still the table that was read and copied? An LVM command may have changed it since. */
+static int still_same(const struct dm_device *x, struct why *why)
+{
+	struct dm_device now;
+	int err = dm_read(x->name, &now, why);
+	bool same = !err && !now.suspended && !now.inactive && now.count == x->count;
+
+	for (size_t i = 0; same && i < x->count; i++) {
+		const struct dm_target *a = &x->targets[i], *b = &now.targets[i];
+
+		same = a->start == b->start && a->length == b->length && !strcmp(a->type, b->type) &&
+		       !strcmp(a->params, b->params);
+	}
+	if (!err)
+		dm_forget(&now);
+	return err || same ? err : why_set(why, EBUSY, "%s: its table has just been changed by somebody else; "
+					   "try again when they are done", x->name);
+}
+
 static int insert(const struct dm_device *x, const char *origin, const char *uuid, const char *group,
 		  const char *disk, struct why *why)
 {
@@ -291,6 +310,12 @@ static int insert(const struct dm_device *x, const char *origin, const char *uui
 	err = dm_create(origin, uuid, x, &made, why);
 	if (err)
 		return err;
+	err = still_same(x, why);
+	if (err) {
+		dm_remove(origin, NULL);
+		dm_forget(&made);
+		return err;
+	}
 	err = asr_table(&table, x->sectors, made.major, made.minor, x->read_only, group, disk);
 	if (!err)
 		err = dm_load(x->name, &table, why);
@@ -386,7 +411,8 @@ static int check_table(const struct dm_device *x, struct why *why)
 	if (x->suspended)
 		return why_set(why, EBUSY, "%s is suspended: somebody is changing it; resume it first", x->name);
 	if (x->inactive)
-		return why_set(why, EBUSY, "%s has a second table waiting: somebody is changing it", x->name);
+		return why_set(why, EBUSY, "%s has a second table waiting: somebody is changing it, or was "
+			       "killed while doing so: then `dmsetup clear %s` drops it", x->name, x->name);
 	return 0;
 }
 
@@ -652,7 +678,8 @@ int disk_unprotect(const struct args *a, struct why *why)
 	if (err)
 		return err;
 	if (x.suspended || x.inactive)
-		err = why_set(why, EBUSY, "%s is suspended or has a second table waiting: somebody is changing it", x.name);
+		err = why_set(why, EBUSY, "%s is suspended or has a second table waiting: somebody is changing it, or "
+			      "was killed while doing so: then `dmsetup clear %s` drops that table", x.name, x.name);
 	else if (dm_name_of(asr.major, asr.minor, lower, sizeof(lower)) || dm_read(lower, &origin, NULL) ||
 		 strncmp(origin.uuid, UUID_PREFIX, strlen(UUID_PREFIX)))
 		err = remove_wrapper(&x, why);
