@@ -495,6 +495,13 @@ static int dest_open(struct restore *w, const char *dir, char **tmp)
 			return why_set(w->why, ENOMEM, "out of memory");
 		}
 		w->fd = open(*tmp, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+		if (w->fd < 0) {	/* what has this name is not ours to remove */
+			int err = errno;
+
+			free(*tmp);
+			*tmp = NULL;
+			return why_set(w->why, err, "cannot make %s: %s", w->a->to, strerror(err));
+		}
 	}
 	if (w->fd < 0 || ftruncate(w->fd, (off_t)(w->disk.sectors * 512)) < 0)
 		return why_set(w->why, errno, "cannot make %s: %s%s", w->a->to, strerror(errno),
