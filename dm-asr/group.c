@@ -583,8 +583,8 @@ static void join_locked(struct asr_target *t, struct asr_group *g, struct asr_di
 
 /*
  * Under the mutex. *fresh is a disk ready to be used when the name is new; t->
- * spare are maps that fit the new table: taken by a new disk, kept in t for a
- * disk that changes its size.
+ * spare are maps that fit the new table: taken by a new disk, kept in t until
+ * it is resumed, for by then the disk may have another size.
  */
 static int bind(struct asr_target *t, struct asr_group *g, const char *name,
 		struct asr_disk **fresh)
@@ -643,7 +643,7 @@ int asr_disk_get(struct asr_target *t, const char *group, const char *name)
 	r = g ? bind(t, g, name, &fresh) : -ENOENT;
 	mutex_unlock(&asr_groups_mutex);
 	kfree(fresh);
-	if (r || t->disk->sectors == t->sectors)
+	if (r)
 		asr_dirty_free(&t->spare);
 	return r;
 }

@@ -212,6 +212,9 @@ static int asr_preresume(struct dm_target *ti)
 
 static void asr_resume(struct dm_target *ti)
 {
+	struct asr_target *t = ti->private;
+
+	asr_dirty_free(&t->spare);	/* not needed, or those of the old size */
 	asr_compat_stable_resume(ti);
 }
 
