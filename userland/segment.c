@@ -499,7 +499,8 @@ static bool disks_legal(const struct seg_table *t)
 		const struct seg_disk *d = &t->disks[i];
 
 		if (d->disk >= ASR_DISKS_MAX || !d->sectors || d->sectors > ASR_DISK_SECTORS_MAX ||
-		    d->reserved[0] || d->reserved[1] || d->reserved[2] || !name_legal(d->name) || (i && d->disk <= d[-1].disk))
+		    d->reserved[0] || d->reserved[1] || d->reserved[2] || !name_legal(d->name) ||
+		    (i && d->disk <= d[-1].disk))
 			return false;
 	}
 	return true;
