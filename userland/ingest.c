@@ -50,6 +50,7 @@ struct tail {
 	uint8_t *foot;
 	size_t foot_bytes, foot_done;
 	struct tail *next;		/* in the queue to be sealed */
+	bool direct;
 	uint8_t last[BLOCK];		/* what stands in its last, unfinished block */
 };
 
@@ -129,13 +130,13 @@ static struct tail *tail_new(struct ingest_stream *s)
 	return t;
 }
 
-/* Best effort: not every file system has it (tmpfs does not) */
-static void direct(const struct tail *t, bool on)
+/* Best effort: not every file system has it; some say so here, some at the first write */
+static void direct(struct tail *t, bool on)
 {
 	int flags = fcntl(t->r.fd, F_GETFL);
 
-	if (flags >= 0 && fcntl(t->r.fd, F_SETFL, on ? flags | O_DIRECT : flags & ~O_DIRECT) < 0)
-		errno = 0;
+	if (flags >= 0 && fcntl(t->r.fd, F_SETFL, on ? flags | O_DIRECT : flags & ~O_DIRECT) == 0)
+		t->direct = on;
 }
 
 static void tail_free(struct tail *t)
@@ -310,7 +311,10 @@ static void written(struct loop_op *op, int res, unsigned int flags)
 	struct ingest_stream *s = op->arg;
 	struct buffer *b = &s->buf[s->fills ^ 1];
 
-	if (res <= 0) {
+	if (res == -EINVAL && b->tail->direct) {
+		direct(b->tail, false);
+		res = 0;		/* from where it stands, through the page cache */
+	} else if (res <= 0) {
 		write_failed(s, b, res ? res : -ENOSPC);
 		return;
 	}
@@ -337,13 +341,14 @@ static void flush(struct ingest_stream *s)
 	s->op.arg = s;
 	if (t == s->tail && b->offset + b->used >= s->in->seg_bytes)
 		s->tail = NULL;		/* full: it is sealed once this buffer is durable */
+	/* first of all: when this fails, the other buffer still begins with the block that ends here */
+	memset(b->data + b->used, 0, padded(b) - b->used);
+	memcpy(t->last, b->data + (b->used & ~(size_t)(BLOCK - 1)), b->used & (BLOCK - 1));
 	ret = t->r.fd < 0 ? tail_create(s->in, t) : 0;
 	if (ret) {
 		write_failed(s, b, ret);
 		return;
 	}
-	memset(b->data + b->used, 0, padded(b) - b->used);
-	memcpy(t->last, b->data + (b->used & ~(size_t)(BLOCK - 1)), b->used & (BLOCK - 1));
 	s->op.done = written;
 	loop_write(s->in->loop, &s->op, t->r.fd, b->data, padded(b), b->offset);
 }
@@ -393,6 +398,7 @@ int ingest_frame(struct ingest_stream *s, const uint8_t *frame, size_t bytes, st
 	struct buffer *b;
 	size_t pad = -bytes & 7;
 	uint64_t now = now_real_ns();
+	bool empty;
 	int ret = wire_frame_parse(frame, bytes, &v, why);
 
 	if (ret)
@@ -409,11 +415,15 @@ int ingest_frame(struct ingest_stream *s, const uint8_t *frame, size_t bytes, st
 	if (buffer_ready(s))
 		return why_set(why, ENOMEM, "out of memory");
 	b = &s->buf[s->fills];
-	if (!b->used)
+	empty = !b->used;
+	if (empty)
 		buffer_begin(s, b);
 	ret = seg_table_add(&s->tail->r.table, &s->state, &v, b->offset + b->used + sizeof(env), now);
-	if (ret)
+	if (ret) {
+		if (empty)
+			b->used = 0;	/* no frame: nothing to flush, nothing to acknowledge */
 		return why_set(why, ENOMEM, "out of memory");
+	}
 	seg_env_make(&env, frame, bytes, v.hdr.frame_no, s->durable_no, now);
 	memcpy(b->data + b->used, &env, sizeof(env));
 	memcpy(b->data + b->used + sizeof(env), frame, bytes);
