@@ -45,13 +45,17 @@ retry_until 60 test -S /run/asr/asrd.sock
 asrctl register --key /run/regkey --host bench
 
 # Consumer idle: it is attached and stopped, the ring holds all that is written.
-asrctl group create idle --recipient /run/recipient.crt --ring-size 128M --compression 0
-retry_until 60 sh -c "asrctl status -o json | grep -q '\"connected\": *true'"
+for t in asr_nocopy asr; do
+	asrctl group create $t --recipient /run/recipient.crt --ring-size 128M --compression 0
+done
 kill -STOP $asrd
 for t in asr_nocopy asr; do
 	opts=; [ $t = asr ] || opts=" 1 nocopy"
 	for j in $jobs; do
-		table "asr /dev/ram0 0 idle d$opts"; run $t /dev/mapper/bench "$j"; gone
+		table "asr /dev/ram0 0 $t d$opts"
+		run $t /dev/mapper/bench "$j"
+		dmsetup status bench | grep -q ' CAPTURE ' || fail "$t $j: $(dmsetup status bench)"
+		gone
 	done
 done
 kill -CONT $asrd
@@ -66,6 +70,6 @@ for j in $jobs; do
 	done
 done
 asrctl status
-gone
+dmsetup remove --retry bench
 kill $asrd; wait $asrd || true
 kill $vaultd; wait $vaultd || true
