@@ -485,6 +485,37 @@ static void key_of_history_stays(void **state)
 	remove_dir(dir);
 }
 
+/* The segment cannot be made for a while: what gathers meanwhile goes behind the first frames, not over them */
+static void made_at_second_try(void **state)
+{
+	static const char group[] = "groups/11111111111111111111111111111111";
+	char *dir = temp_dir(), path[300];
+	struct maker *m = maker_new();
+	struct feeder f;
+	struct why why;
+
+	assert_int_equal(feeder_open(&f, dir, m, 1 << 20, &why), 0);
+	snprintf(path, sizeof(path), "%s/%s/segments/22222222222222222222222222222222-0000000000000001.open", dir, group);
+	assert_int_equal(dir_make(path, 0700, &why), 0);
+	for (int i = 0; i < 2; i++) {
+		struct loop_idle idle = { .fn = (void (*)(void *))loop_stop, .arg = f.loop };
+
+		feed(&f, m, 3);
+		loop_idle_add(f.loop, &idle);	/* one turn: the idle hooks alone */
+		assert_int_equal(loop_run(f.loop), 0);
+		loop_idle_remove(f.loop, &idle);
+	}
+	assert_int_equal(f.durable, 0);
+	assert_int_equal(rmdir(path), 0);
+	feeder_wait(&f, 6);
+	feeder_close(&f, true);
+	assert_int_equal(feeder_open(&f, dir, m, 1 << 20, &why), 0);
+	assert_int_equal(next_frame(&f), 7);
+	feeder_close(&f, true);
+	free(m);
+	remove_dir(dir);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -493,7 +524,7 @@ int main(void)
 		cmocka_unit_test(damage_is_no_tear), cmocka_unit_test(footer_rebuilt),
 		cmocka_unit_test(killed), cmocka_unit_test(killed_before_the_first_frame),
 		cmocka_unit_test(recovered_is_durable), cmocka_unit_test(successor_vouches),
-		cmocka_unit_test(key_of_history_stays),
+		cmocka_unit_test(key_of_history_stays), cmocka_unit_test(made_at_second_try),
 	};
 
 	log_init("test_store", LOG_LVL_ERR);
