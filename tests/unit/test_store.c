@@ -495,7 +495,8 @@ static void made_at_second_try(void **state)
 	struct why why;
 
 	assert_int_equal(feeder_open(&f, dir, m, 1 << 20, &why), 0);
-	snprintf(path, sizeof(path), "%s/%s/segments/22222222222222222222222222222222-0000000000000001.open", dir, group);
+	snprintf(path, sizeof(path), "%s/%s/segments/22222222222222222222222222222222-0000000000000001.open",
+		 dir, group);
 	assert_int_equal(dir_make(path, 0700, &why), 0);
 	for (int i = 0; i < 2; i++) {
 		struct loop_idle idle = { .fn = (void (*)(void *))loop_stop, .arg = f.loop };
