@@ -166,7 +166,8 @@ build_module() {
 	cp -pu "$src/Kbuild" "$obj/"
 	[ ! -d "$src/dm-asr" ] || cp -rpu "$src/dm-asr" "$obj/"
 	# No BTF: the test kernels do without, and pahole is not needed then.
-	make -s -C "$kdir/headers" M="$obj" CC=gcc-12 CONFIG_DEBUG_INFO_BTF_MODULES= modules || die "module does not build for $series"
+	make -s -C "$kdir/headers" M="$obj" CC=gcc-12 CONFIG_DEBUG_INFO_BTF_MODULES= modules ||
+		die "module does not build for $series"
 	cp "$obj"/*.ko "$out/"
 	say "module for $series: $(cd "$out" && echo *.ko)"
 }
