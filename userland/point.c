@@ -54,6 +54,8 @@ static const char *loss_text(const struct seg_event *e)
 	case ASR_KIND_RESYNC_BEGIN:
 		return "a resync was under way";
 	case ASR_KIND_STATE:
+		if (e->flags == ASR_WHY_START)
+			return "capture had begun anew and the disks were not copied yet";
 		return e->flags == ASR_WHY_RING_FULL ? "the ring was full and writes were only tracked" :
 		       "writes were only tracked, not captured";
 	default:
@@ -511,8 +513,7 @@ int point_disks(struct index *ix, const struct point *p, struct point_disk **out
 
 		if (place_cmp(at, (struct place){ p->frame_no, p->records }) > 0)
 			break;
-		if (e->kind == ASR_KIND_DISK)
-			seg_state_disk(state, e->disk, e->value, e->name);
+		seg_state_event(state, e);
 	}
 	d = calloc(state->disks + 1, sizeof(*d));
 	for (uint32_t i = 0; d && i < state->disks; i++) {

@@ -155,6 +155,14 @@ void seg_state_disk(struct seg_state *st, uint16_t disk, uint64_t sectors, const
 	snprintf(d->name, sizeof(d->name), "%s", name);
 }
 
+void seg_state_event(struct seg_state *st, const struct seg_event *e)
+{
+	if (e->kind == ASR_KIND_DISK)
+		seg_state_disk(st, e->disk, e->value, e->name);
+	else if (e->kind == ASR_KIND_STATE && e->flags == ASR_WHY_START)
+		st->disks = 0;
+}
+
 /* A disk is as large as it was and the same one: then its copy is still good */
 static bool disk_same(struct seg_state *st, uint16_t disk, const struct asr_rec_disk *body)
 {
@@ -191,8 +199,7 @@ void seg_state_after(struct seg_state *st, const struct seg_hdr *h, const struct
 	for (uint32_t i = 0; i < t->foot.disks; i++)
 		seg_state_disk(st, t->disks[i].disk, t->disks[i].sectors, t->disks[i].name);
 	for (uint32_t i = 0; i < t->foot.events; i++)
-		if (t->events[i].kind == ASR_KIND_DISK)
-			seg_state_disk(st, t->events[i].disk, t->events[i].value, t->events[i].name);
+		seg_state_event(st, &t->events[i]);
 }
 
 /* -------------------------------------------------------------------- table */
@@ -298,11 +305,9 @@ static void event_add(struct seg_table *t, struct seg_state *st, const struct fr
 				 .prev_time_ns = st->last_time_ns, .writes = t->foot.writes, .frame = frame,
 				 .record = (uint16_t)(r - v->recs), .disk = r->disk, .kind = r->kind };
 	event_body(e, v, r);
-	if (r->kind == ASR_KIND_DISK) {
-		if (!disk_same(st, r->disk, wire_disk(v, r)))
-			c = CONSISTENCY_LOST;
-		seg_state_disk(st, r->disk, wire_disk(v, r)->sectors, wire_disk(v, r)->name);
-	}
+	if (r->kind == ASR_KIND_DISK && !disk_same(st, r->disk, wire_disk(v, r)))
+		c = CONSISTENCY_LOST;
+	seg_state_event(st, e);
 	if (c != CONSISTENCY_SAME)
 		st->consistent = c == CONSISTENCY_REACHED;
 	e->consistency = (uint8_t)c;

@@ -261,6 +261,9 @@ uint64_t seg_check(const void *data, size_t bytes);
 /* The state after a segment whose header is h */
 void seg_state_after(struct seg_state *st, const struct seg_hdr *h, const struct seg_table *t);
 /* One DISK event's effect on the disks in use */
+/* What an event does to the disks in use. A capture that begins anew (the host was
+   booted) knows none: a disk is in use again from its DISK record on. */
+void seg_state_event(struct seg_state *st, const struct seg_event *e);
 void seg_state_disk(struct seg_state *st, uint16_t disk, uint64_t sectors, const char *name);
 void seg_table_free(struct seg_table *t);
 /*

@@ -239,7 +239,8 @@ enum consistency wire_consistency(const struct frame_view *v, const struct frame
 	case ASR_KIND_RESYNC_BEGIN:
 		return CONSISTENCY_LOST;
 	case ASR_KIND_STATE:
-		return wire_state(v, r)->to == ASR_STATE_TRACK ? CONSISTENCY_LOST : CONSISTENCY_SAME;
+		return wire_state(v, r)->to == ASR_STATE_TRACK || wire_state(v, r)->reason == ASR_WHY_START ?
+		       CONSISTENCY_LOST : CONSISTENCY_SAME;
 	case ASR_KIND_DISK:
 		return wire_disk(v, r)->flags & ASR_DISKF_DIRTY ? CONSISTENCY_LOST : CONSISTENCY_SAME;
 	default:

@@ -92,9 +92,11 @@ struct frame_hdr {
 /*
  * seq never falls along a stream. SYNC, SYNC_ZEROES and RESYNC_* records
  * carry the seq of the last ring record before them. A stream is consistent
- * from each RESYNC_END to the next RESYNC_BEGIN, STATE to TRACK, or DISK
- * record with ASR_DISKF_DIRTY or a grown size; it begins inconsistent. Point
- * seq N is the state after the last consistent position of seq N.
+ * from each RESYNC_END to the next RESYNC_BEGIN, STATE to TRACK, STATE with
+ * ASR_WHY_START, or DISK record with ASR_DISKF_DIRTY or a grown size; it begins
+ * inconsistent. ASR_WHY_START (capture began anew, as after a boot) also means
+ * that no disk is there until its DISK record comes. Point seq N is the state
+ * after the last consistent position of seq N.
  */
 struct frame_rec {
 	uint64_t seq;

@@ -54,7 +54,7 @@ for t in asr_nocopy asr; do
 	for j in $jobs; do
 		table "asr /dev/ram0 0 $t d$opts"
 		run $t /dev/mapper/bench "$j"
-		dmsetup status bench | grep -q ' CAPTURE ' || fail "$t $j: $(dmsetup status bench)"
+		dmsetup status bench | grep -q ' capture ' || fail "$t $j: $(dmsetup status bench)"
 		gone
 	done
 done
