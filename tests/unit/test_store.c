@@ -517,6 +517,28 @@ static void made_at_second_try(void **state)
 	remove_dir(dir);
 }
 
+/* The host was booted: a disk that has not come back is not there, and nothing is consistent */
+static void begun_anew(void **state)
+{
+	struct seg_state st;
+	struct seg_event disk = { .kind = ASR_KIND_DISK, .disk = 1, .value = 800, .name = "log" };
+	struct seg_event start = { .kind = ASR_KIND_STATE, .flags = ASR_WHY_START };
+	struct asr_rec_state body = { .from = 0, .to = ASR_STATE_CAPTURE, .reason = ASR_WHY_START };
+	struct frame_rec r = { .kind = ASR_KIND_STATE, .bytes = sizeof(body) };
+	struct frame_view v = { .meta = (const uint8_t *)&body };
+
+	seg_state_init(&st);
+	seg_state_event(&st, &disk);
+	disk.disk = 0;
+	seg_state_event(&st, &disk);
+	assert_int_equal(st.disks, 2);
+	seg_state_event(&st, &start);
+	assert_int_equal(st.disks, 0);
+	assert_int_equal(wire_consistency(&v, &r), CONSISTENCY_LOST);
+	body.reason = ASR_WHY_REQUEST;
+	assert_int_equal(wire_consistency(&v, &r), CONSISTENCY_SAME);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -525,7 +547,7 @@ int main(void)
 		cmocka_unit_test(damage_is_no_tear), cmocka_unit_test(footer_rebuilt),
 		cmocka_unit_test(killed), cmocka_unit_test(killed_before_the_first_frame),
 		cmocka_unit_test(recovered_is_durable), cmocka_unit_test(successor_vouches),
-		cmocka_unit_test(key_of_history_stays), cmocka_unit_test(made_at_second_try),
+		cmocka_unit_test(key_of_history_stays), cmocka_unit_test(begun_anew), cmocka_unit_test(made_at_second_try),
 	};
 
 	log_init("test_store", LOG_LVL_ERR);
