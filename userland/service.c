@@ -232,8 +232,6 @@ static int own_group(struct client *c, json_int_t id, json_t *p, struct catalog_
 	ret = catalog_group_get(c->sv->a.cat, uuid, g, &why);
 	if (!ret && strcmp(g->host_id, c->host_id))
 		ret = why_set(&why, EACCES, "that group is another host's");
-	if (!ret && g->deleted_ns)
-		ret = why_set(&why, EACCES, "that group was deleted: its history is kept, it takes no more");
 	if (ret)
 		reply_error(c, id, ret == -EACCES ? "not-allowed" : ret == -ENOENT ? "unknown-group" :
 			    "vault-failed", why.text);
@@ -264,6 +262,10 @@ static void group_delete(struct client *c, json_int_t id, json_t *p)
 
 	if (own_group(c, id, p, &g))
 		return;
+	if (g.deleted_ns) {	/* the answer was lost, the host asks once more */
+		reply(c, id, NULL);
+		return;
+	}
 	if (folder_delete(c->sv->a.dir, g.uuid, &why) || catalog_group_delete(c->sv->a.cat, g.uuid, &why)) {
 		reply_error(c, id, "vault-failed", why.text);
 		return;
@@ -352,6 +354,10 @@ static void stream_open(struct client *c, json_int_t id, json_t *p)
 
 	if (own_group(c, id, p, &g))
 		return;
+	if (g.deleted_ns) {
+		reply_error(c, id, "not-allowed", "that group was deleted: its history is kept, it takes no more");
+		return;
+	}
 	if (uuid_of(p, "stream", uuid, NULL) || memcmp(uuid, g.stream, ASR_UUID_BYTES)) {
 		reply_error(c, id, "not-allowed", "that stream is not the group's");
 		return;
