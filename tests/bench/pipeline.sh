@@ -22,8 +22,9 @@ image=$B/bench/fs.img
 if [ ! -s "$image" ]; then
 	rm -rf "$B/bench/fs"
 	mkdir -p "$B/bench/fs"
+	n=0
 	find /usr/bin /usr/lib /usr/share/doc -xdev -type f -size -2048k 2> /dev/null | sort |
-		awk '{ print }' | while read -r f; do
+		while read -r f; do
 			cp "$f" "$B/bench/fs/$((n = n + 1))" 2> /dev/null || continue
 			[ $((n % 200)) != 0 ] || [ "$(du -sm "$B/bench/fs" | cut -f1)" -lt 220 ] || break
 		done
