@@ -65,11 +65,12 @@ table "asr /dev/ram2 0 drain d"
 consistent() { asrctl group show drain -o json | grep -q '"consistent": *true'; }
 retry_until 300 consistent
 for j in $jobs; do
-	for _ in 1 2 3 4 5; do
+	for _ in 1 2 3; do
 		run asr_drain /dev/mapper/bench "$j" --control /run/asr/asrd.sock --group drain --exclude $vaultd
 	done
 done
 asrctl status
-dmsetup remove --retry bench
+gone
+for g in drain asr asr_nocopy; do asrctl group delete $g; done
 kill $asrd; wait $asrd || true
 kill $vaultd; wait $vaultd || true
