@@ -1,6 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# timeout: 400
+# timeout: 600
 # The harness is to be trusted: on each kernel the workload on a dm device survives
 # a power cut and the oracle accepts the disk, and refuses it once altered; a
 # script's status, a dirty log, a missing token each fail a run.

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
+# timeout: 900
 # kill -9 of asrd at 50 random moments under load: nothing lost, nothing reordered.
 set -eu
 if [ -n "${ASR_GUEST:-}" ]; then

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
+# timeout: 900
 # The vault is away until the ring is full: TRACK, then resync, consistent again; older
 # points untouched; no write waits, none fails.
 set -eu

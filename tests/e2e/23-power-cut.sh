@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
+# timeout: 900
 # Power cut of the source host, 20 times, each at a random moment under load: what the
 # vault has is a prefix, and no more than the last moments are missing.
 set -eu

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
+# timeout: 900
 # The lower device fails under load, and comes back: the writers see the errors, the copy
 # is consistent again afterwards, and equals the disk.
 set -eu

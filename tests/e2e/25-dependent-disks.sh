@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
+# timeout: 900
 # Two disks of one group, a write to the second only after one to the first completed:
 # every restored point of the pair is a prefix of the common log.
 set -eu

@@ -1,6 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# timeout: 600
+# timeout: 1200
 # A mounted, busy volume goes under protection and out of it without an I/O error; each refusal changes nothing.
 DISKS="64 32 32" MEM=1024
 # shellcheck source=tests/module/host.sh

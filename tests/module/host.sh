@@ -28,7 +28,7 @@ for series in ${ASR_SERIES:-6.1 6.12}; do
 		opts+=(--disk "$VM_OUT/$series-$n.img")
 		n=$((n + 1))
 	done
-	VM_TIMEOUT=${VM_TIMEOUT:-240} vm_run "$series" "$series" "${opts[@]}" || exit
+	VM_TIMEOUT=${VM_TIMEOUT:-400} vm_run "$series" "$series" "${opts[@]}" || exit
 	rm -f "$VM_OUT/$series"-*.img
 done
 exit 0
