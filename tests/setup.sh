@@ -23,7 +23,7 @@ packages=(
 	libssl-dev liburing-dev libzstd-dev libxxhash-dev libjansson-dev
 	libsqlite3-dev libdevmapper-dev libcmocka-dev libinih-dev
 	qemu-system-x86 qemu-utils fio sqlite3 e2fsprogs dmsetup busybox-static
-	clang-14 scdoc openssl iproute2 kmod cpio xz-utils zstd strace
+	clang libclang-rt-14-dev jq scdoc openssl iproute2 kmod cpio xz-utils zstd strace
 	shellcheck xfsprogs
 )
 default_series=(6.1 6.12)
