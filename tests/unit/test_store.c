@@ -547,7 +547,8 @@ int main(void)
 		cmocka_unit_test(damage_is_no_tear), cmocka_unit_test(footer_rebuilt),
 		cmocka_unit_test(killed), cmocka_unit_test(killed_before_the_first_frame),
 		cmocka_unit_test(recovered_is_durable), cmocka_unit_test(successor_vouches),
-		cmocka_unit_test(key_of_history_stays), cmocka_unit_test(begun_anew), cmocka_unit_test(made_at_second_try),
+		cmocka_unit_test(key_of_history_stays), cmocka_unit_test(begun_anew),
+		cmocka_unit_test(made_at_second_try),
 	};
 
 	log_init("test_store", LOG_LVL_ERR);
