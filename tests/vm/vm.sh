@@ -264,7 +264,8 @@ vm_wait() {
 		return 1
 	fi
 	if grep '^rmmod failed' "$dir/result"; then
-		echo "VM $name: the module cannot be unloaded"
+		tail -n 25 "$dir/out"
+		echo "VM $name: the module cannot be unloaded; the script's status is $status"
 		return 1
 	fi
 	if ! vm_log_clean "$name"; then
