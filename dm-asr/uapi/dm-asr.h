@@ -124,8 +124,9 @@ struct asr_rec_disk {
 	__u32 reserved;
 	char  name[ASR_NAME_BYTES];
 };
-#define ASR_DISKF_DIRTY		0x1	/* whole disk is in the dirty map: the copy
-					   is not consistent until a resync ended */
+#define ASR_DISKF_DIRTY		0x1	/* it came back: what may differ is in the dirty map,
+					   without a log all of it; the copy is not
+					   consistent until a resync ended */
 
 /* ------------------------------------------------------- the shared pages */
 
@@ -160,6 +161,58 @@ struct asr_ring_producer {
 #define ASR_WHY_RING_FULL	2
 #define ASR_WHY_POISONED	3	/* the consumer wrote nonsense */
 #define ASR_WHY_REQUEST		4	/* asked for: ASR_IOC_CAPTURE, ASR_IOC_TRACK */
+
+/* --------------------------------------- the write-intent log, on its device */
+
+/*
+ * A disk may have a log device of its own (K8 of the architecture): a partition, a
+ * volume, a loop device; never a part of what is protected. All of it is little-endian.
+ *
+ *   byte 0       struct asr_log_super, copy 0, in a block of ASR_LOG_BLOCK
+ *   byte 4096    copy 1. Write write_no goes to copy write_no & 1: a torn write
+ *                leaves the other one. The valid copy with the greater write_no counts
+ *   bitmap_offset  the bitmap: ASR_LOG_SECTOR bytes each, ASR_LOG_SECTOR_BITS bits
+ *                (bit n of the sector: byte n / 8, bit n % 8) and the XXH64 of those
+ *                504 bytes, seed: the number of the sector in the bitmap, from 0
+ *
+ * Bit r is region r: sectors r * region_sectors and on. Set: what the disk holds there
+ * may differ from the vault's copy. A region's bit is durable before the first write to
+ * it goes down, and is cleared some time after all writes to it are durable at the vault.
+ * A fresh log has every bit set. A bitmap sector whose hash is wrong counts as all set.
+ * Written by userland when it is made, from then on by the module alone.
+ */
+#define ASR_LOG_MAGIC		"ASRINTNT"	/* 8 bytes, no NUL */
+#define ASR_LOG_VERSION		1
+#define ASR_LOG_BLOCK		4096	/* unit of all writes to the device */
+#define ASR_LOG_SECTOR		512
+#define ASR_LOG_SECTOR_BITS	4032
+#define ASR_LOG_BITMAP_OFFSET	8192
+#define ASR_LOG_REGION_MIN	ASR_CHUNK_SECTORS	/* 64 KiB */
+#define ASR_LOG_REGION_MAX	65536			/* 32 MiB */
+#define ASR_LOG_REGIONS_MAX	(1ULL << 26)
+#define ASR_LOG_SEQ_GAP		(1ULL << 32)	/* sequence numbers go on this far above seq_high */
+
+struct asr_log_super {
+	__u8  magic[8];
+	__le32 version;
+	__le32 super_bytes;	/* sizeof(struct asr_log_super) */
+	__u8  uuid[16];		/* of this log, random, made with it */
+	char  group[ASR_NAME_BYTES];
+	char  disk[ASR_NAME_BYTES];
+	__le64 sectors;		/* of the disk */
+	__le64 regions;		/* (sectors + region_sectors - 1) / region_sectors */
+	__le32 region_sectors;	/* power of two, ASR_LOG_REGION_MIN .. _MAX */
+	__le32 flags;		/* ASR_LOGF_* */
+	__le64 bitmap_offset;	/* bytes, ASR_LOG_BITMAP_OFFSET */
+	__le64 write_no;	/* +1 at each write of a superblock, from 1 */
+	__le64 generation;	/* +1 each time the disk is brought up with this log */
+	__le64 durable_seq;	/* every record of the group up to it is durable at the vault */
+	__le64 seq_high;	/* no record of the group had a greater number when this was written */
+	__le64 reserved[8];
+	__le64 checksum;	/* XXH64 of all before it, seed 0 */
+};
+#define ASR_LOGF_OPEN		0x1	/* in use; still set at the next start: no clean end */
+#define ASR_LOGF_BROKEN		0x2	/* a write to the log has failed: the bits prove nothing */
 
 /* --------------------------------------------------------------- the calls */
 
@@ -227,7 +280,11 @@ struct asr_disk_info {
 	__u64 dirty_chunks;
 	__u64 errors;		/* writes the lower device failed */
 	char  name[ASR_NAME_BYTES];
-	__u64 reserved[4];
+	__u64 memory_bytes;	/* of the kernel, for this disk: maps, log, tables */
+	__u32 log_region_sectors;	/* 0: it has no write-intent log */
+	__u32 log_flags;	/* ASR_LOGF_* */
+	__u64 log_regions_set;
+	__u64 log_writes;	/* blocks written to the log device */
 };
 
 /*
@@ -255,6 +312,13 @@ struct asr_mark {
 	__u64 time_ns;		/* out */
 };
 #define ASR_MARK_HOLD		0x1
+
+/* All records up to seq are durable at the vault, and the log of each disk may forget
+   them. Only ever grows; EINVAL: beyond the last record that was consumed. */
+struct asr_durable {
+	__u64 seq;
+	__u64 reserved;
+};
 
 /* RELEASE of a mark: ENOENT when its hold is not the one that is on. The last
    hold, when it was broken, is reported once: 0 with broken = 1. */
@@ -293,5 +357,6 @@ struct asr_release {
 /* ENOSPC: no room in the ring, or in TRACK; EBUSY: a hold is on and HOLD asked */
 #define ASR_IOC_MARK		_IOWR(ASR_IOC_MAGIC, 0x17, struct asr_mark)
 #define ASR_IOC_RELEASE		_IOWR(ASR_IOC_MAGIC, 0x18, struct asr_release)
+#define ASR_IOC_DURABLE		_IOW(ASR_IOC_MAGIC, 0x19, struct asr_durable)
 
 #endif /* _UAPI_DM_ASR_H */
