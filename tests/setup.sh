@@ -4,6 +4,7 @@
 # setup.sh - fetch what the build and the tests need.
 #
 #   tests/setup.sh deps                  install the Debian packages
+#   tests/setup.sh packaging             install what building and trying Debian packages takes
 #   tests/setup.sh kernels [SERIES...]   unpack stock kernels under build/kernels/SERIES
 #   tests/setup.sh module [SERIES...]    build dm-asr.ko into build/module/SERIES
 #
@@ -26,6 +27,7 @@ packages=(
 	clang libclang-rt-14-dev jq scdoc openssl iproute2 kmod cpio xz-utils zstd strace
 	shellcheck xfsprogs
 )
+packaging=(dpkg-dev debhelper dh-dkms lintian fakeroot mmdebstrap)
 default_series=(6.1 6.12)
 
 die() { echo "setup: $*" >&2; exit 1; }
@@ -62,9 +64,12 @@ installed() {
 	[ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
 }
 
-cmd_deps() {
+cmd_deps() { want_packages "${packages[@]}"; }
+cmd_packaging() { want_packages "${packages[@]}" "${packaging[@]}"; }
+
+want_packages() {
 	local p missing=()
-	for p in "${packages[@]}"; do
+	for p; do
 		installed "$p" || missing+=("$p")
 	done
 	[ ${#missing[@]} -gt 0 ] || return 0
@@ -181,10 +186,10 @@ cmd_module() {
 	done
 }
 
-[ $# -gt 0 ] || die "usage: tests/setup.sh deps | kernels [SERIES...] | module [SERIES...]"
+[ $# -gt 0 ] || die "usage: tests/setup.sh deps | packaging | kernels [SERIES...] | module [SERIES...]"
 cmd=$1
 shift
 case $cmd in
-deps | kernels | module) "cmd_$cmd" "$@" ;;
-*) die "unknown command '$cmd'; known: deps, kernels, module" ;;
+deps | packaging | kernels | module) "cmd_$cmd" "$@" ;;
+*) die "unknown command '$cmd'; known: deps, packaging, kernels, module" ;;
 esac

@@ -187,7 +187,7 @@ vm_build_project() {
 	done
 	cp "$ASR_TOP/tests/vm/guest-init" "$ASR_TOP/tests/vm/guest-agent" "$d/"
 	cp "$ASR_TOP/tests/lib.sh" "$d/lib.sh"
-	cp "$script" "$d/test.sh"
+	[ -z "$script" ] || cp "$script" "$d/test.sh"
 	for f; do
 		cp -rL "$f" "$d/in/"
 	done

@@ -12,6 +12,12 @@
 #       --mem MIB             768 if not given
 #       --icount              one virtual ns per instruction, one CPU (benches)
 #       --qemu WORD           one more word for QEMU, may be repeated
+#   vm_start_root NAME IMAGE [OPTION...]   a whole system made by debroot.sh, on /dev/vda;
+#                             what its own initrd and systemd do is part of the test. Its
+#                             newest kernel and initrd are read out of the image, unless
+#       --kernel FILE --initrd FILE   are given; --script is not needed here.
+#                             --append "root=/dev/..." moves the root elsewhere
+#   vm_off NAME SECONDS       a whole system: power off in order, then judge the kernel's log
 #   vm_up NAME [SECONDS]      wait until the script in the guest has begun
 #   vm_exec NAME [-t SEC] CMD run a command in the guest: its output, its status
 #   vm_wait NAME SECONDS      wait for the end, and judge it: 0, 77 or 1
@@ -45,6 +51,7 @@ VM_OUT=${VM_OUT:-$ASR_TOP/build/test-out/$(basename "$0" .sh).d}
 declare -A VM_PID=()
 VM_EXPECT=()
 
+vm_ro=cache=unsafe,read-only=on,format=raw,if=none
 vm_alarm='WARNING:|BUG:|kernel BUG|Oops|general protection|Call Trace|Kernel panic|KASAN|UBSAN'
 vm_alarm+='|kmemleak:|possible .*(deadlock|recursive locking)|circular locking|suspicious RCU'
 vm_alarm+='|inconsistent lock state|held lock|sleeping function|scheduling while atomic'
@@ -95,9 +102,21 @@ vm_prepare() { # SERIES: the images that do not change from run to run
 	) 9>"$VM_CACHE/.lock" || fail "cannot make the VM's images"
 }
 
+# The newest kernel and initrd of a root image, without mounting it.
+vm_boot_files() { # IMAGE DIR
+	local v
+	v=$(debugfs -R "ls -p /boot" "$1" 2>/dev/null | sed -n 's#^.*/vmlinuz-\([^/]*\)/.*#\1#p' | sort -V | tail -n 1)
+	[ -n "$v" ] || fail "no kernel in /boot of $1"
+	debugfs -R "dump /boot/vmlinuz-$v $2/vmlinuz" "$1" 2>/dev/null
+	debugfs -R "dump /boot/initrd.img-$v $2/initrd" "$1" 2>/dev/null
+	[ -s "$2/vmlinuz" ] && [ -s "$2/initrd" ] || fail "no kernel and initrd $v in /boot of $1"
+}
+
+vm_start_root() { vm_start "$1" 6.1 --root "${@:2}"; }
+
 vm_start() {
 	local name=$1 series=$2 dir=$VM_OUT/$1 script='' append='' mem=768 icount='' net='' fwd=''
-	local files=() args=() n=0 id
+	local files=() args=() n=0 id root='' kernel='' initrd=''
 	shift 2
 	while [ $# -gt 0 ]; do
 		case $1 in
@@ -112,6 +131,9 @@ vm_start() {
 			;;
 		--script) script=$2; shift ;;
 		--add) files+=("$2"); shift ;;
+		--root) root=$2; shift ;;
+		--kernel) kernel=$(realpath "$2"); shift ;;
+		--initrd) initrd=$(realpath "$2"); shift ;;
 		--net) net=y ;;
 		--fwd) fwd+=",hostfwd=tcp:127.0.0.1:${2%%:*}-:${2#*:}"; shift ;;
 		--append) append+=" $2"; shift ;;
@@ -122,13 +144,25 @@ vm_start() {
 		esac
 		shift
 	done
-	[ -r "$script" ] || fail "vm_start: no script '$script'"
+	[ -r "$script" ] || [ -n "$root" ] || fail "vm_start: no script '$script'"
 	[ -z "${VM_PID[$name]:-}" ] || fail "vm_start: $name is running"
 	vm_prepare "$series"
 	rm -rf "$dir"
 	mkdir -p "$dir"
 	vm_build_project "$dir/project" "$dir/project.img" "$series" "$script" "${files[@]}" ||
 		fail "cannot make the project's image"
+	if [ -n "$root" ]; then
+		[ -n "$kernel" ] || vm_boot_files "$root" "$dir"
+		args+=(-kernel "${kernel:-$dir/vmlinuz}" -initrd "${initrd:-$dir/initrd}")
+		args=(-drive "file=$(realpath "$root"),format=raw,if=none,id=root,cache=unsafe,discard=unmap"
+			-device "virtio-blk-pci,drive=root,serial=root" "${args[@]}")
+		append="root=/dev/vda rw$append"
+	else
+		args=(-kernel "$VM_CACHE/$series/kernel" -initrd "$VM_CACHE/$series/initrd"
+			-drive "file=$VM_CACHE/root.img,id=root,$vm_ro" -device "virtio-blk-pci,drive=root,serial=root"
+			-drive "file=$VM_CACHE/$series/modules.img,id=mods,$vm_ro"
+			-device "virtio-blk-pci,drive=mods,serial=modules" "${args[@]}")
+	fi
 
 	if [ -n "$icount" ]; then
 		args+=(-accel tcg -icount "shift=0,sleep=off" -smp 1 -rtc clock=vm)
@@ -147,7 +181,7 @@ vm_start() {
 	# An emulated machine now and then ends in its firmware or early boot, long before
 	# anything of this project runs: that is no result, so it is started again, aloud.
 	for n in 1 2 3; do
-		vm_qemu "$name" "$series" "$dir" "$mem" "$append" "${args[@]}"
+		vm_qemu "$name" "$dir" "$mem" "$append" "${args[@]}"
 		vm_begins "$name" && return 0
 		wait "${VM_PID[$name]}" 2>/dev/null
 		unset "VM_PID[$name]"
@@ -168,9 +202,8 @@ vm_begins() {
 }
 
 vm_qemu() {
-	local name=$1 series=$2 dir=$3 mem=$4 append=$5 ro=cache=unsafe,read-only=on,format=raw,if=none p
-	local ports=()
-	shift 5
+	local name=$1 dir=$2 mem=$3 append=$4 ports=() p
+	shift 4
 	for p in out result stamplog; do
 		: >"$dir/$p"
 		ports+=(-chardev "file,id=$p,path=$p" -device "virtserialport,chardev=$p,name=$p")
@@ -179,18 +212,14 @@ vm_qemu() {
 		cd "$dir" || exit 1
 		exec setpriv --pdeathsig KILL qemu-system-x86_64 -M q35 -cpu max -m "$mem" \
 			-nodefaults -no-user-config -display none -no-reboot \
-			-kernel "$VM_CACHE/$series/kernel" -initrd "$VM_CACHE/$series/initrd" \
-			-append "console=ttyS0 panic=-1 oops=panic random.trust_cpu=on tsc=reliable$append" \
+			-append "console=ttyS0 panic=-1 oops=panic random.trust_cpu=on tsc=reliable $append" \
 			-serial file:console.log \
-			-drive "file=$VM_CACHE/root.img,id=root,$ro" -device virtio-blk-pci,drive=root,serial=root \
-			-drive "file=$VM_CACHE/$series/modules.img,id=mods,$ro" \
-			-device virtio-blk-pci,drive=mods,serial=modules \
-			-drive "file=project.img,id=proj,$ro" -device virtio-blk-pci,drive=proj,serial=project \
 			-device virtio-serial-pci,ioeventfd=off -object rng-random,id=rng,filename=/dev/urandom \
 			-device virtio-rng-pci,rng=rng "${ports[@]}" \
 			-chardev socket,id=agent,path=agent,server=on,wait=off \
 			-device virtserialport,chardev=agent,name=agent \
-			"$@" </dev/null >qemu.log 2>&1
+			"$@" -drive "file=project.img,id=proj,$vm_ro" \
+			-device virtio-blk-pci,drive=proj,serial=project </dev/null >qemu.log 2>&1
 	) &
 	VM_PID[$name]=$!
 }
@@ -278,6 +307,23 @@ vm_wait() {
 		[ "$status" = 77 ] || return 1
 	fi
 	return "$status"
+}
+
+vm_off() {
+	local name=$1 end=$((SECONDS + $2))
+	vm_exec "$name" "systemctl poweroff --no-block" 2>/dev/null || :
+	while vm_alive "$name" && [ $SECONDS -lt $end ]; do
+		sleep 0.1
+	done
+	if vm_alive "$name"; then
+		kill -9 "${VM_PID[$name]}"
+		vm_reap "$name"
+		vm_show "$name"
+		echo "VM $name: not off after $2 s"
+		return 1
+	fi
+	vm_reap "$name"
+	vm_log_clean "$name"
 }
 
 vm_run() {
