@@ -81,6 +81,7 @@ struct asr_disk {
 	u64 errors;
 	bool nocopy;		/* its records hold nothing: it stays dirty */
 	bool live;		/* was resumed once: the stream knows it */
+	struct asr_target *current_table; /* the last one resumed; it goes: the disk has left */
 	bool announce;		/* its DISK record found no room yet */
 	u32 announce_flags;
 	struct hlist_head wide;	/* in flight or waiting, over several spans */

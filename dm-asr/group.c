@@ -84,7 +84,7 @@ static void announce_locked(struct asr_disk *d, u32 flags)
 	struct asr_rec_disk p = { .flags = flags };
 
 	lockdep_assert_held(&d->group->lock);
-	p.sectors = d->targets ? d->sectors : 0;
+	p.sectors = d->live ? d->sectors : 0;
 	memcpy(p.name, d->name, sizeof(p.name));
 	d->announce = asr_ring_put_locked(d->group, ASR_KIND_DISK, d->slot, &p, sizeof(p),
 					  ASR_KEEP_DISK, NULL, NULL) != 0;
@@ -648,21 +648,39 @@ int asr_disk_get(struct asr_target *t, const char *group, const char *name)
 	return r;
 }
 
-/* The last table is gone. Returns true when the object can go, too. */
+/*
+ * The table that counted is gone, or the last one. Returns true when the object can go, too;
+ * not while a table waits to be resumed, which then brings the disk in anew, wholly dirty.
+ */
 static bool leave_locked(struct asr_group *g, struct asr_disk *d, struct asr_map *map)
 {
 	bool known = d->live || d->announce;
 
-	*map = d->map;
-	memset(&d->map, 0, sizeof(d->map));
 	d->live = false;
-	d->md = NULL;
 	if (known)
 		announce_locked(d, 0);
+	if (d->targets)
+		return false;
+	*map = d->map;
+	memset(&d->map, 0, sizeof(d->map));
+	d->md = NULL;
 	if (d->announce)
 		return false;
 	g->disks[d->slot] = NULL;
 	return true;
+}
+
+/*
+ * Does the device outlive the table that dies? Then it has another one by now, and what is
+ * written through that goes by uncaptured. A device that is being removed is not found.
+ */
+static bool device_lives(struct mapped_device *md)
+{
+	struct mapped_device *found = dm_get_md(disk_devt(dm_disk(md)));
+
+	if (found)
+		dm_put(found);
+	return found == md;
 }
 
 void asr_disk_put(struct asr_target *t)
@@ -670,13 +688,19 @@ void asr_disk_put(struct asr_target *t)
 	struct asr_group *g = t->group;
 	struct asr_disk *gone = NULL;
 	struct asr_map map = { };
-	bool wake;
+	struct asr_disk *d = t->disk;
+	bool wake, left;
 
 	mutex_lock(&asr_groups_mutex);
+	left = d->live && d->current_table == t;
+	if (left && device_lives(d->md))
+		DMWARN("group %s: disk %s has left: the table of %s was replaced, its writes are not captured any more",
+		       g->name, d->name, dm_device_name(d->md));
 	spin_lock_irq(&g->lock);
 	list_del(&t->link);
-	if (!--t->disk->targets && leave_locked(g, t->disk, &map))
-		gone = t->disk;
+	d->targets--;
+	if ((left || !d->targets) && leave_locked(g, d, &map))
+		gone = d;
 	wake = asr_ring_wake_due_locked(g);
 	if (wake)	/* under the lock: the group may go once we have unlocked */
 		asr_ring_wake(g);
@@ -713,9 +737,10 @@ int asr_disk_resume(struct asr_target *t)
 	}
 	if (all || t->nocopy)	/* with nocopy no ACK is taken */
 		asr_dirty_set_all_locked(d);
+	d->live = true;
+	d->current_table = t;
 	if (all || resized)
 		announce_locked(d, all ? ASR_DISKF_DIRTY : 0);
-	d->live = true;
 	d->nocopy = t->nocopy;
 	d->start = t->start;
 	d->lower = t->dev->bdev->bd_dev;
