@@ -29,6 +29,8 @@ static int on_line(void *user, const char *section, const char *key, const char 
 {
 	struct reader *r = user;
 
+	if (r->err)	/* inih reads on after an error: the first one is told, with its line */
+		return 0;
 	r->err = r->fn(section, key, value, r->arg, &r->why);
 	if (r->err == -ENOENT)
 		why_set(&r->why, ENOENT, "unknown setting \"%s\" in section [%s]", key, section);
