@@ -4,6 +4,7 @@
 SHELL	:= /bin/bash
 B	:= build
 PREFIX	?= /usr
+UNITDIR	?= $(PREFIX)/lib/systemd/system
 DESTDIR	?=
 SERIES	?= 6.1 6.12
 
@@ -13,6 +14,7 @@ PKGS	:= openssl liburing libzstd libxxhash jansson sqlite3 devmapper inih
 WARN	:= -Wall -Wextra -Werror -Wmissing-prototypes -Wstrict-prototypes -Wvla -Wno-unused-parameter
 OPT	?= -O2 -g
 CFLAGS	?=
+LDFLAGS	?=
 XCFLAGS	= -std=gnu11 -D_GNU_SOURCE $(OPT) $(WARN) -fno-strict-aliasing -fstack-protector-strong \
 	  -D_FORTIFY_SOURCE=2 -MMD -MP $(PKG_CFLAGS) -Iuserland -Itests/tools $(CFLAGS)
 PKG_CFLAGS = $(eval PKG_CFLAGS := $$(shell pkg-config --cflags $(PKGS)))$(PKG_CFLAGS)
@@ -29,7 +31,7 @@ FUZZERS	:= $(patsubst tests/fuzz/%.c,$(B)/fuzz/%,$(wildcard tests/fuzz/*.c))
 MAN	:= $(patsubst docs/%.scd,$(B)/man/%,$(wildcard docs/*.scd))
 
 .PHONY: all help setup deps kernels modules userland tests units check demo bench bench-kernel \
-	bench-pipeline bench-rpo fuzz fuzz-build style man install dkms-install clean
+	bench-pipeline bench-rpo fuzz fuzz-build style man install dkms-install deb check-deb clean
 .DEFAULT_GOAL := all
 
 all: userland man		## build the daemons, asrctl and the man pages
@@ -87,11 +89,13 @@ style:				## checks on the sources themselves
 
 man: $(MAN)
 
-install: all			## programs, man pages, units and completion, under DESTDIR and PREFIX
-	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/lib/systemd/system \
+install: all			## programs, man pages, units, settings and completion, under DESTDIR and PREFIX
+	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(UNITDIR) $(DESTDIR)/etc/asr \
 		$(DESTDIR)$(PREFIX)/share/man/man8 $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 	install -m 755 $(PROGS) $(DESTDIR)$(PREFIX)/sbin/
-	install -m 644 packaging/*.service $(DESTDIR)$(PREFIX)/lib/systemd/system/
+	install -m 644 packaging/*.service $(DESTDIR)$(UNITDIR)/
+	for f in asrd vaultd; do [ -e $(DESTDIR)/etc/asr/$$f.conf ] || \
+		install -m 644 packaging/$$f.conf $(DESTDIR)/etc/asr/ || exit 1; done
 	install -m 644 $(MAN) $(DESTDIR)$(PREFIX)/share/man/man8/
 	$(B)/asrctl completion bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/asrctl
 
@@ -100,6 +104,14 @@ dkms-install:			## the module's source into /usr/src, built by dkms for the runn
 	install -d $(DESTDIR)/usr/src/dm-asr-$(DKMS_VERSION)
 	cp -r Kbuild dkms.conf dm-asr $(DESTDIR)/usr/src/dm-asr-$(DKMS_VERSION)/
 	[ -n "$(DESTDIR)" ] || dkms install dm-asr/$(DKMS_VERSION)
+
+deb: deps			## Debian packages of this tree, in build/deb/ (DEB_VERSION= for another version)
+	@tests/setup.sh packaging
+	@packaging/build-deb.sh $(DEB_VERSION)
+
+check-deb: deps			## the packages in a fresh Debian: install, upgrade under load, remove
+	@$(MAKE) --no-print-directory deb userland tests
+	@tests/run deb/
 
 clean:				## remove what was built, keep the unpacked kernels
 	rm -rf $(B)/userland $(B)/tools $(B)/tests $(B)/fuzz $(B)/fuzzobj $(B)/man $(B)/module \
@@ -116,13 +128,13 @@ $(B)/libasr.a: $(LIBOBJ)
 	$(AR) rcs $@ $^
 
 $(B)/asrd: $(B)/userland/asrd.o $(B)/libasr.a
-	$(CC) $(OPT) -o $@ $^ $(LIBS)
+	$(CC) $(OPT) $(LDFLAGS) -o $@ $^ $(LIBS)
 
 $(B)/asr-vaultd: $(B)/userland/vaultd.o $(B)/libasr.a
-	$(CC) $(OPT) -o $@ $^ $(LIBS)
+	$(CC) $(OPT) $(LDFLAGS) -o $@ $^ $(LIBS)
 
 $(B)/asrctl: $(TOOLOBJ) $(B)/libasr.a
-	$(CC) $(OPT) -o $@ $^ $(LIBS)
+	$(CC) $(OPT) $(LDFLAGS) -o $@ $^ $(LIBS)
 
 $(B)/tests/unit/%: tests/unit/%.c $(B)/libasr.a
 	@mkdir -p $(@D)
