@@ -54,7 +54,7 @@ done
 
 if command -v shellcheck > /dev/null; then
 	# shellcheck disable=SC2046
-	shellcheck -x -S warning $(echo "$files" | grep -E '\.sh$|^\.ci/run$|^tests/run$') || say "shellcheck"
+	shellcheck -S warning $(echo "$files" | grep -E '\.sh$|^\.ci/run$|^tests/run$') || say "shellcheck"
 else
 	say "shellcheck is not installed: make deps"
 fi
