@@ -299,6 +299,44 @@ int ident_proof(SSL *ssl, const uint8_t secret_hash[32], const struct X509_req_s
 enum ident_pem_kind { IDENT_PEM_KEY, IDENT_PEM_CERT, IDENT_PEM_CSR };
 char *ident_pem(const void *object, enum ident_pem_kind kind);	/* PEM text, the caller's */
 
+/* ------------------------------------------------------------- logdev.c */
+
+/* The write-intent log of a disk, decoded: uapi/dm-asr.h has the layout. */
+struct logdev {
+	uint8_t uuid[16];
+	char group[ASR_NAME_BYTES], disk[ASR_NAME_BYTES];
+	uint64_t sectors, regions;
+	uint32_t region_sectors;
+	uint32_t flags;			/* ASR_LOGF_* */
+	uint32_t version, copies;	/* copies: superblocks that are whole */
+	uint64_t write_no, generation, durable_seq, seq_high;
+};
+/* Size of a region for a disk of so many sectors; bytes that its log takes */
+uint32_t logdev_region_sectors(uint64_t sectors);
+uint64_t logdev_bytes(uint64_t sectors, uint32_t region_sectors);
+/*
+ * Pure, fuzzed. The first 8192 bytes of a device: -ENODATA: no log, -EBADMSG: damaged,
+ * -EPROTONOSUPPORT: newer. One sector of the bitmap, the numberth: bits set, or -EBADMSG.
+ */
+int logdev_parse(const uint8_t *data, size_t bytes, struct logdev *l, struct why *why);
+int logdev_bits(const uint8_t sector[ASR_LOG_SECTOR], uint64_t number, uint32_t bits);
+/* A device or file; *bytes is its size. The rest take what this opened. */
+int logdev_open(const char *path, bool write, int *fd, uint64_t *bytes, struct why *why);
+int logdev_read(int fd, uint64_t bytes, struct logdev *l, struct why *why);
+int logdev_count(int fd, const struct logdev *l, uint64_t *set, uint64_t *broken, struct why *why);
+/* In: names, sectors, region_sectors, seq_high, generation; every region is set. */
+int logdev_format(int fd, uint64_t bytes, struct logdev *l, struct why *why);
+/* No kernel has it open: from now on it proves nothing, and all is compared. */
+int logdev_distrust(int fd, struct logdev *l, struct why *why);
+struct logdev_want {
+	const char *group, *disk;
+	uint64_t sectors;
+	const uint8_t *uuid;		/* NULL: any */
+	uint64_t generation;		/* at least; 0: any */
+};
+/* Is it that disk's, of that size, as new as was seen? -EXDEV, -ERANGE, -ESTALE with why */
+int logdev_match(const struct logdev *l, const struct logdev_want *w, struct why *why);
+
 /* -------------------------------------------------------------- batch.c */
 /* source.c, batch.c, pack.c, ship.c, resync.c, group.c: see source.h */
 
