@@ -21,6 +21,7 @@
 #define OPT(n, a, h, ...) { .name = n, .arg = a, .help = h, ##__VA_ARGS__ }
 #define OPT_CONTROL	OPT("control", "PATH", "control socket of asrd [" ASR_SOCKET "]")
 #define OPT_VAULT_DIR	OPT("vault-dir", "DIR", "the vault's folder [" ASR_VAULT_DIR "]")
+#define OPT_STATE_DIR	OPT("state-dir", "DIR", "where asrd keeps its state [" ASR_STATE_DIR "]")
 #define OPTS(...)	(const struct opt[]){ __VA_ARGS__, { .name = NULL } }
 
 const struct opt common_opts[] = {
@@ -48,7 +49,7 @@ const struct command commands[] = {
 	  OPTS(OPT("key", "FILE", "registration key made by the vault; - reads it from stdin",
 		 .required = true),
 	       OPT("host", "NAME", "name of this host [the machine's own]"),
-	       OPT("state-dir", "DIR", "where asrd keeps its state [" ASR_STATE_DIR "]"), OPT_CONTROL) },
+	       OPT_STATE_DIR, OPT_CONTROL) },
 	{ "group", "create", "NAME", "make a consistency group", 1, 1, group_create,
 	  OPTS(OPT("recipient", "CERT.pem", "certificate whose private key can restore; may be repeated",
 		 .repeat = true, .required = true),
@@ -63,9 +64,21 @@ const struct command commands[] = {
 	{ "disk", "protect", "DEVICE", "put a block device under protection, live", 1, 1, disk_protect,
 	  OPTS(OPT("group", "NAME", "the group it joins", .required = true),
 	       OPT("name", "DISK", "name of the disk in the group [the device's own]"),
-	       OPT("no-wait", NULL, "do not wait for the initial copy"), OPT_CONTROL) },
+	       OPT("meta", "DEVICE|FILE", "its write-intent log: a device of its own, or a file to be made"),
+	       OPT("meta-size", "SIZE", "size of that file [1M]"),
+	       OPT("yes", "NAME", "name of the log device: what it holds may be lost"),
+	       OPT("no-wait", NULL, "do not wait for the initial copy"), OPT_STATE_DIR, OPT_CONTROL) },
 	{ "disk", "unprotect", "DEVICE|DISK", "take a device out of protection, live", 1, 1,
-	  disk_unprotect, NULL },
+	  disk_unprotect,
+	  OPTS(OPT("forget", NULL, "a disk that is gone: only forget it"), OPT("group", "NAME", "its group, with --forget"),
+	       OPT_STATE_DIR, OPT_CONTROL) },
+	{ "disk", "show", "DISK", "one disk, all of it: state, memory, log, what is remembered", 1, 1, disk_show,
+	  OPTS(OPT("group", "NAME", "its group, if several have a disk of that name"), OPT_STATE_DIR, OPT_CONTROL) },
+	{ "disk", "log show", "DEVICE", "a write-intent log, decoded", 1, 1, log_show, NULL },
+	{ "disk", "log check", "DEVICE", "is it whole, and the one this host knows?", 1, 1, log_check, OPTS(OPT_STATE_DIR) },
+	{ "disk", "log format", "DEVICE", "make a disk's log anew: all of the disk is compared", 1, 1, log_format,
+	  OPTS(OPT("group", "NAME", "group of the disk [as the log says]"), OPT("disk", "DISK", "the disk [as the log says]"),
+	       OPT("yes", "NAME", "name of the device: what it holds may be lost"), OPT_STATE_DIR) },
 	{ "disk", "list", "", "the protected disks of this host", 0, 0, disk_list, OPTS(OPT_CONTROL) },
 	{ "status", NULL, "", "state, recovery point objective, ring, rates", 0, 0, status_show,
 	  OPTS(OPT("watch", NULL, "go on showing it"),
@@ -81,6 +94,10 @@ const struct command commands[] = {
 	       OPT("passphrase-file", "FILE", "file with the passphrase of the private key"),
 	       OPT("to", "FILE", "the image: a new, sparse, raw file", .required = true),
 	       OPT_VAULT_DIR) },
+	{ "boot", NULL, "", "protect again what was protected before", 0, 0, boot_run,
+	  OPTS(OPT("wait", "SECONDS", "how long devices may be in coming [0]"),
+	       OPT("root", NULL, "only the root disk; state cannot be written: in the initramfs"),
+	       OPT("save", "DIR", "only copy to a folder what a boot needs to know"), OPT_STATE_DIR) },
 	{ "completion", NULL, "bash", "a completion script for that shell", 1, 1, complete_bash, NULL },
 	{ .noun = NULL }
 };

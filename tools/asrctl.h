@@ -65,6 +65,7 @@ struct col {
 void out_json(const json_t *value);				/* indented */
 void out_json_line(const json_t *value);
 void out_table(const json_t *rows, const struct col *cols, size_t count, const char *when_empty);
+void out_tree(const json_t *object);			/* name: value, deeper by two blanks */
 char *out_bytes(uint64_t bytes, char buf[24]);			/* "1.5 GiB" */
 /* A bar that overwrites itself on a terminal, else a line each tenth. */
 struct progress {
@@ -116,12 +117,97 @@ int dm_load(const char *name, const struct dm_device *table, struct why *why);
 int dm_clear(const char *name, struct why *why);		/* drops a loaded table */
 int dm_resume(const char *name, struct why *why);	/* swaps a loaded table in */
 int dm_remove(const char *name, struct why *why);	/* deferred when somebody has it open */
-/* The parameters of an asr table line, in their places: device offset group disk */
+int dm_message(const char *name, const char *text, struct why *why);	/* to its first target */
+/* The parameters of an asr table line, in their places: device offset group disk [#opts ... log device] */
 struct dm_asr {
 	uint32_t major, minor;		/* of the lower device */
 	char group[ASR_NAME_BYTES], disk[ASR_NAME_BYTES];
+	uint32_t log_major, log_minor;	/* 0:0: it has no log */
 };
 bool dm_asr_parse(const struct dm_device *d, struct dm_asr *asr);
+/* All asr devices, each to fn; non-zero ends the walk and is returned. */
+int dm_each_asr(int (*fn)(const struct dm_device *d, const struct dm_asr *asr, void *arg), void *arg,
+		struct why *why);
+struct dm_search {
+	const char *group;		/* NULL: any */
+	const char *disk;
+	unsigned int found;		/* so many; the last of them: */
+	char name[DM_NAME_BYTES];
+	struct dm_asr asr;
+};
+int dm_find_asr(struct dm_search *s, struct why *why);
+int dm_find_uuid(const char *uuid, char name[DM_NAME_BYTES]);	/* -ENXIO: none */
+
+/* ------------------------------------------------------------------ use.c */
+
+/* "mounted on /x", "part of /dev/mapper/y", "swap": who has the device or a partition of it */
+void use_of(uint32_t major, uint32_t minor, char *out, size_t bytes);
+bool use_mounted_on(uint32_t major, uint32_t minor, char *out, size_t bytes);
+/* The device and all that it lies on, each to fn; non-zero ends the walk and is returned */
+typedef int use_fn(uint32_t major, uint32_t minor, void *arg);
+int use_below(uint32_t major, uint32_t minor, use_fn *fn, void *arg);
+bool use_lies_on(uint32_t major, uint32_t minor, uint32_t on_major, uint32_t on_minor);
+uint64_t use_writes(uint32_t major, uint32_t minor);	/* that the device has seen since it is there */
+
+/* --------------------------------------------------------------- insert.c */
+
+/* What an asr table line says */
+struct asr_line {
+	const char *group, *disk;
+	uint32_t log_major, log_minor;	/* 0:0: no log */
+};
+/* May asr slide under this dm device? *x is the caller's then; origin: DM_NAME_BYTES */
+int insert_check(const char *name, struct dm_device *x, char *origin, struct why *why);
+int insert_dm(const struct dm_device *x, const char *origin, const struct asr_line *line, struct why *why);
+/* A device that is not dm becomes /dev/mapper/asr-DISK. line NULL: only looks whether it could */
+int insert_plain(const char *device, uint32_t major, uint32_t minor, const struct asr_line *line, struct why *why);
+int insert_undo(const struct dm_device *x, const struct dm_asr *asr, struct why *why);
+
+/* ----------------------------------------------------------------- meta.c */
+
+/* What a log is for, and what may be overwritten */
+struct log_for {
+	const char *group, *disk;
+	const char *yes;		/* name of the device that may be overwritten; NULL: none */
+	uint64_t sectors;		/* of the disk */
+	uint32_t major, minor;		/* of the disk, if it is there */
+	uint64_t generation, seq_high;	/* the new log goes on from there */
+	const uint8_t *uuid;		/* the one it had; NULL: none */
+};
+/* Where a log is */
+struct log_at {
+	char path[512];			/* the device */
+	char file[512];			/* behind the loop device; empty: no file */
+	uint32_t major, minor;
+	struct logdev l;
+	bool made, attached;		/* the file, the loop device: by us, just now */
+};
+/* meta: a block device, or a file (which is made when it is not there); size: of the file, NULL: default */
+int log_make(const char *meta, const char *size, const struct log_for *f, struct log_at *at, struct why *why);
+void log_undo(const struct log_at *at);
+void log_detach(const char *path);
+/* What remember.c has of a log: wherever it is now. -ENOENT: nowhere */
+int log_find(json_t *log, const char *group, const char *disk, struct log_at *at, struct why *why);
+int log_open(const char *path, struct logdev *l, struct why *why);
+int log_advice(struct why *why, const char *reason, const struct log_at *at, const char *group, const char *disk);
+json_t *log_describe(const struct log_at *at);		/* for remember.c */
+void log_stable(const char *path, char *out, size_t bytes);	/* a name that outlives a reboot */
+
+/* --------------------------------------------------------- boot.c, mirror.c */
+
+#define RUN_DIR		"/run/asr-boot"		/* what is through, in this boot */
+#define BOOT_DIR	"/etc/asr/boot"		/* what a boot needs to know */
+const char *boot_state_dir(const struct args *a);
+void boot_modprobe(const char *module);
+bool boot_key(json_t *disk, char key[256]);	/* what the udev rule calls its device */
+void boot_release(json_t *disk, bool protected);	/* udev may show it */
+void boot_log_for(json_t *disk, struct log_for *f);	/* all but the names */
+uint64_t boot_seq(const char *state_dir, const char *group);
+/* After bring-up: the log's generation is noted */
+void boot_note(const char *state_dir, const char *group, json_t *disk, const char *log);
+int boot_save(const char *from, const char *to, bool root_only, struct why *why);
+void boot_mirror(const char *state_dir);	/* BOOT_DIR is what the state folder says */
+bool boot_is_root(const char *group, json_t *disk);
 
 /* ------------------------------------------------- one file for each noun */
 
@@ -139,6 +225,11 @@ int group_delete(const struct args *a, struct why *why);
 int disk_protect(const struct args *a, struct why *why);
 int disk_unprotect(const struct args *a, struct why *why);
 int disk_list(const struct args *a, struct why *why);
+int disk_show(const struct args *a, struct why *why);
+int log_show(const struct args *a, struct why *why);
+int log_check(const struct args *a, struct why *why);
+int log_format(const struct args *a, struct why *why);
+int boot_run(const struct args *a, struct why *why);
 int status_show(const struct args *a, struct why *why);
 int point_show(const struct args *a, struct why *why);
 int restore_run(const struct args *a, struct why *why);

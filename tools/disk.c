@@ -2,190 +2,28 @@
 /*
  * asrctl disk: a block device goes under protection, and out of it, live.
  *
- * Design. A dm device X keeps its number and its users; what lies under it
- * changes:
+ * Design. insert.c moves asr under the device and out again, meta.c makes its
+ * write-intent log, remember.c keeps on file what the next boot needs. This file
+ * asks asrd whether the group is there, and puts those steps in order:
  *
- *	X: its table		->	X: asr -> X-asr-origin: its table
+ *	log made -> remembered -> inserted -> BOOT_DIR (mirror.c) brought up to date
  *
- * X-asr-origin is created with a copy of X's table, asr over it is loaded
- * into X, and one ioctl swaps it in: suspend, swap and resume in the kernel,
- * so there is no moment at which a killed asrctl leaves X suspended. This
- * maps X's old table twice for that moment, so only targets that keep no
- * state of their own are taken (STATELESS). A device that is not a dm device
- * cannot change under its users: it is wrapped in a new dm device, and only
- * while nobody has it open.
+ * and in the other order to take it out. So whatever dies in between, a disk that
+ * is protected now is protected after the next boot, and one that is not is at
+ * worst protected then, with all of it compared.
  *
- * Invariants. Whatever fails, what was done is undone in reverse order, and X
- * has its old table. Nothing reads or writes X or pages from it between:
- * memory is locked and signals wait. An origin's UUID begins with "ASR-", so
- * that LVM leaves it alone and we know it again.
- *
- * Not done. Targets with state (thin, cache, mirror, snapshot).
+ * Invariants. Whatever fails, what was done is undone in reverse order.
  */
 #include "asrctl.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
-#include <signal.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <time.h>
-
-#define ORIGIN_SUFFIX	"-asr-origin"
-#define UUID_PREFIX	"ASR-"
-
-static const char *const stateless[] = {
-	"linear", "striped", "crypt", "multipath", "error", "zero", "delay", "flakey",
-};
-
-/* ------------------------------------------------------------ who uses it */
-
-/* "mounted on /x" for a device number, from the mount table */
-static bool mounted_on(uint32_t major, uint32_t minor, char *out, size_t bytes)
-{
-	cleanup_file FILE *f = fopen("/proc/self/mountinfo", "re");
-	char line[4096], place[2048];
-	unsigned int ma, mi;
-
-	while (f && fgets(line, sizeof(line), f)) {
-		if (sscanf(line, "%*d %*d %u:%u %*s %2047s", &ma, &mi, place) == 3 &&
-		    ma == major && mi == minor) {
-			snprintf(out, bytes, "mounted on %.200s", place);
-			return true;
-		}
-	}
-	return false;
-}
-
-static bool is_swap(uint32_t major, uint32_t minor)
-{
-	cleanup_file FILE *f = fopen("/proc/swaps", "re");
-	char line[4096], path[2048];
-	struct stat st;
-
-	while (f && fgets(line, sizeof(line), f))
-		if (sscanf(line, "%2047s", path) == 1 && !stat(path, &st) && S_ISBLK(st.st_mode) &&
-		    st.st_rdev == makedev(major, minor))
-			return true;
-	return false;
-}
-
-/* A device that is built on this one */
-static bool held_by(uint32_t major, uint32_t minor, char *out, size_t bytes)
-{
-	char path[64], text[DM_NAME_BYTES];
-	unsigned int ma, mi;
-	struct dirent *e;
-	DIR *dir;
-
-	snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/holders", major, minor);
-	dir = opendir(path);
-	while (dir && (e = readdir(dir))) {
-		cleanup_free char *dev = NULL, *file = NULL;
-
-		if (*e->d_name == '.')
-			continue;
-		if (asprintf(&file, "/sys/block/%s/dev", e->d_name) >= 0 &&
-		    !file_read(file, 8192, &dev, NULL, NULL) && sscanf(dev, "%u:%u", &ma, &mi) == 2 &&
-		    !dm_name_of(ma, mi, text, sizeof(text)))
-			snprintf(out, bytes, "part of /dev/mapper/%s; protect that one", text);
-		else
-			snprintf(out, bytes, "part of /dev/%.64s", e->d_name);
-		closedir(dir);
-		return true;
-	}
-	if (dir)
-		closedir(dir);
-	return false;
-}
-
-static bool user_of(uint32_t major, uint32_t minor, char *out, size_t bytes)
-{
-	if (mounted_on(major, minor, out, bytes) || held_by(major, minor, out, bytes))
-		return true;
-	if (!is_swap(major, minor))
-		return false;
-	snprintf(out, bytes, "swap");
-	return true;
-}
-
-/* The device, or a partition of it */
-static void in_use_by(uint32_t major, uint32_t minor, char *out, size_t bytes)
-{
-	char path[64], inner[256];
-	unsigned int ma, mi;
-	struct dirent *e;
-	DIR *dir;
-
-	if (user_of(major, minor, out, bytes))
-		return;
-	snprintf(out, bytes, "opened by another program");
-	snprintf(path, sizeof(path), "/sys/dev/block/%u:%u", major, minor);
-	dir = opendir(path);
-	while (dir && (e = readdir(dir))) {
-		cleanup_free char *dev = NULL, *file = NULL;
-
-		if (*e->d_name == '.' || asprintf(&file, "%s/%s/dev", path, e->d_name) < 0 ||
-		    file_read(file, 8192, &dev, NULL, NULL) || sscanf(dev, "%u:%u", &ma, &mi) != 2)
-			continue;
-		if (user_of(ma, mi, inner, sizeof(inner))) {
-			snprintf(out, bytes, "its partition %.64s is %s", e->d_name, inner);
-			break;
-		}
-	}
-	if (dir)
-		closedir(dir);
-}
-
-/* ------------------------------------------------------- what is protected */
-
-/* All asr devices, each to fn; non-zero ends the walk and is returned. */
-static int each_asr(int (*fn)(const struct dm_device *d, const struct dm_asr *asr, void *arg),
-		    void *arg, struct why *why)
-{
-	struct dm_device d;
-	struct dm_asr asr;
-	char **names;
-	size_t count;
-	int err;
-
-	err = dm_names(&names, &count, why);
-	for (size_t i = 0; i < count; i++) {
-		if (!err && !dm_read(names[i], &d, NULL)) {
-			if (dm_asr_parse(&d, &asr))
-				err = fn(&d, &asr, arg);
-			dm_forget(&d);
-		}
-		free(names[i]);
-	}
-	free(names);
-	return err;
-}
-
-struct search {
-	const char *group;		/* NULL: any */
-	const char *disk;
-	char name[DM_NAME_BYTES];	/* found */
-	char in_group[ASR_NAME_BYTES];
-	unsigned int found;
-};
-
-static int search_one(const struct dm_device *d, const struct dm_asr *asr, void *arg)
-{
-	struct search *s = arg;
-
-	if (strcmp(asr->disk, s->disk) || (s->group && strcmp(asr->group, s->group)))
-		return 0;
-	s->found++;
-	strcpy(s->name, d->name);
-	strcpy(s->in_group, asr->group);
-	return 0;
-}
 
 static int name_device(const struct dm_device *d, const struct dm_asr *asr, void *arg)
 {
@@ -204,6 +42,26 @@ static int name_device(const struct dm_device *d, const struct dm_asr *asr, void
 	return 0;
 }
 
+/* What asrd knows of the disks, with their dm devices */
+static int ask_disks(const struct args *a, json_t **answer, struct why *why)
+{
+	json_t *row;
+	size_t i;
+	int err = daemon_call(a, "io.asr.Disk.List", NULL, answer, why);
+
+	if (err)
+		return err;
+	dm_each_asr(name_device, json_object_get(*answer, "disks"), NULL);
+	json_array_foreach(json_object_get(*answer, "disks"), i, row) {
+		json_int_t sectors = json_integer_value(json_object_get(row, "sectors"));
+		json_int_t chunks = json_integer_value(json_object_get(row, "dirty_chunks"));
+
+		json_object_set_new(row, "bytes", json_integer(sectors * 512));
+		json_object_set_new(row, "dirty_bytes", json_integer(chunks * ASR_CHUNK_SECTORS * 512));
+	}
+	return 0;
+}
+
 int disk_list(const struct args *a, struct why *why)
 {
 	static const struct col cols[] = {
@@ -212,125 +70,87 @@ int disk_list(const struct args *a, struct why *why)
 		{ "DEVICE", "device", COL_TEXT },
 	};
 	cleanup_json answer = NULL;
-	json_t *disks, *row;
-	size_t i;
-	int err;
+	int err = ask_disks(a, &answer, why);
 
-	err = daemon_call(a, "io.asr.Disk.List", NULL, &answer, why);
 	if (err)
 		return err;
-	disks = json_object_get(answer, "disks");
-	each_asr(name_device, disks, NULL);
-	json_array_foreach(disks, i, row) {
-		json_int_t sectors = json_integer_value(json_object_get(row, "sectors"));
-		json_int_t chunks = json_integer_value(json_object_get(row, "dirty_chunks"));
-
-		json_object_set_new(row, "bytes", json_integer(sectors * 512));
-		json_object_set_new(row, "dirty_bytes", json_integer(chunks * ASR_CHUNK_SECTORS * 512));
-	}
 	if (a->json)
 		out_json(answer);
 	else
-		out_table(disks, cols, sizeof(cols) / sizeof(cols[0]), "no protected disks");
+		out_table(json_object_get(answer, "disks"), cols, sizeof(cols) / sizeof(cols[0]), "no protected disks");
 	return 0;
 }
 
-/* ------------------------------------------------------ swapping the table */
-
-static void wait_signals(sigset_t *before)
+/* The one disk of that name, in --group if that is given */
+static json_t *pick(json_t *rows, const char *disk, const char *group, unsigned int *found)
 {
-	sigset_t all;
+	json_t *row, *one = NULL;
+	size_t i;
 
-	sigfillset(&all);
-	sigprocmask(SIG_BLOCK, &all, before);
-	/* best effort: the program itself may lie on the volume */
-	mlockall(MCL_CURRENT | MCL_FUTURE);
+	*found = 0;
+	json_array_foreach(rows, i, row) {
+		const char *n = json_string_value(json_object_get(row, "name"));
+		const char *g = json_string_value(json_object_get(row, "group"));
+
+		if (n && g && !strcmp(n, disk) && (!group || !strcmp(g, group))) {
+			one = row;
+			++*found;
+		}
+	}
+	return one;
 }
 
-static void allow_signals(const sigset_t *before)
+/* All that is remembered, each with its group */
+static json_t *remembered(const char *state_dir)
 {
-	munlockall();
-	sigprocmask(SIG_SETMASK, before, NULL);
+	cleanup_json groups = NULL;
+	json_t *all = json_array(), *g;
+	size_t i;
+
+	remember_groups(state_dir, &groups, NULL);
+	json_array_foreach(groups, i, g) {
+		cleanup_json disks = NULL;
+		json_t *disk;
+		size_t j;
+
+		if (remember_list(state_dir, json_string_value(g), &disks, NULL))
+			continue;
+		json_array_foreach(disks, j, disk) {
+			json_object_set(disk, "group", g);
+			json_array_append(all, disk);
+		}
+	}
+	return all;
 }
 
-/* A failed swap can leave the device suspended: the wanted table goes in, or is tried twice. */
-static void put_back(const char *name, const struct dm_device *table, struct why *why)
+int disk_show(const struct args *a, struct why *why)
 {
-	struct why again = {0};
-	size_t used = strlen(why->text);
+	const char *name = a->words[0], *group = arg_value(a, "group", NULL);
+	cleanup_json answer = NULL;
+	cleanup_json kept = remembered(boot_state_dir(a));
+	cleanup_json out = json_object();
+	struct why asrd = {0};
+	unsigned int n = 0, m;
+	json_t *row, *known;
 
-	if (!dm_load(name, table, &again) && !dm_resume(name, &again))
-		return;
-	if (!dm_resume(name, &again))
-		return;
-	snprintf(why->text + used, sizeof(why->text) - used, "; and %s could not be put back: %.160s",
-		 name, again.text);
-}
-
-/* One asr target over a lower device */
-static int asr_table(struct dm_device *t, uint64_t sectors, uint32_t major, uint32_t minor, bool read_only,
-		     const char *group, const char *disk)
-{
-	*t = (struct dm_device){ .count = 1, .sectors = sectors, .read_only = read_only };
-	t->targets = calloc(1, sizeof(*t->targets));
-	if (!t->targets)
-		return -ENOMEM;
-	t->targets->length = sectors;
-	t->targets->type = strdup("asr");
-	if (!t->targets->type || asprintf(&t->targets->params, "%u:%u 0 %s %s", major, minor, group, disk) < 0)
-		return -ENOMEM;
+	if (!ask_disks(a, &answer, &asrd) && (row = pick(json_object_get(answer, "disks"), name, group, &n)))
+		json_object_update(out, row);
+	known = pick(kept, name, group, &m);
+	if (n > 1 || m > 1)
+		return why_set(why, EINVAL, "several groups have a disk %s: say which with --group", name);
+	if (!n && !m)
+		return why_set(why, ENOENT, "there is no disk %s on this host%s%s", name, *asrd.text ? ", as far as files say: " : "; "
+			       "`asrctl disk list` shows what is", asrd.text);
+	if (!n)
+		json_object_set_new(out, "state", json_string(*asrd.text ? asrd.text : "missing: it is not up"));
+	json_object_set(out, "remembered", known ? known : json_null());
+	if (known)
+		json_object_del(known, "group");
+	if (a->json)
+		out_json(out);
+	else
+		out_tree(out);
 	return 0;
-}
-
-/* Has X still the table that was read and copied? An LVM command may have changed it since. */
-static int still_same(const struct dm_device *x, struct why *why)
-{
-	struct dm_device now;
-	int err = dm_read(x->name, &now, why);
-	bool same = !err && !now.suspended && !now.inactive && now.count == x->count;
-
-	for (size_t i = 0; same && i < x->count; i++) {
-		const struct dm_target *a = &x->targets[i], *b = &now.targets[i];
-
-		same = a->start == b->start && a->length == b->length && !strcmp(a->type, b->type) &&
-		       !strcmp(a->params, b->params);
-	}
-	if (!err)
-		dm_forget(&now);
-	return err || same ? err : why_set(why, EBUSY, "%s: its table has just been changed by somebody else; "
-					   "try again when they are done", x->name);
-}
-
-static int insert(const struct dm_device *x, const char *origin, const char *uuid, const char *group,
-		  const char *disk, struct why *why)
-{
-	struct dm_device made = {0}, table = {0};
-	int err;
-
-	err = dm_create(origin, uuid, x, &made, why);
-	if (err)
-		return err;
-	err = still_same(x, why);
-	if (err) {
-		dm_remove(origin, NULL);
-		dm_forget(&made);
-		return err;
-	}
-	err = asr_table(&table, x->sectors, made.major, made.minor, x->read_only, group, disk);
-	if (!err)
-		err = dm_load(x->name, &table, why);
-	if (err) {
-		dm_clear(x->name, NULL);
-	} else {
-		err = dm_resume(x->name, why);
-		if (err)
-			put_back(x->name, x, why);
-	}
-	if (err)
-		dm_remove(origin, NULL);
-	dm_forget(&made);
-	dm_forget(&table);
-	return err;
 }
 
 /* ---------------------------------------------------------------- protect */
@@ -339,8 +159,15 @@ struct protect {
 	const char *device;		/* as given */
 	const char *group;
 	char disk[ASR_NAME_BYTES];
+	char dm[DM_NAME_BYTES];		/* its dm name; empty: it is none */
 	char path[DM_NAME_BYTES + 16];	/* where the protected disk is, afterwards */
-	char origin[DM_NAME_BYTES + 16];
+	char origin[DM_NAME_BYTES];
+	struct dm_device x;
+	uint32_t major, minor;
+	uint64_t sectors;
+	char state_dir[256];
+	struct log_at log;		/* its path is empty: no log */
+	json_t *record;			/* what is remembered */
 };
 
 static int disk_name(struct protect *p, const char *given, const char *own, struct why *why)
@@ -356,10 +183,10 @@ static int disk_name(struct protect *p, const char *given, const char *own, stru
 }
 
 /* asrd runs, knows the group, and the name is free. */
-static int check_group(const struct args *a, const struct protect *p, struct why *why)
+static int check_group(const struct args *a, struct protect *p, struct why *why)
 {
 	cleanup_json answer = NULL;
-	struct search s = { .group = p->group, .disk = p->disk };
+	struct dm_search s = { .group = p->group, .disk = p->disk };
 	char known[256] = "";
 	bool found = false;
 	json_t *row;
@@ -385,119 +212,130 @@ static int check_group(const struct args *a, const struct protect *p, struct why
 	err = dm_have_target("asr");
 	if (!err)
 		return why_set(why, ENODEV, "the kernel has no asr target: load the module (modprobe dm_asr)");
-	err = each_asr(search_one, &s, why);
+	err = dm_find_asr(&s, why);
 	if (!err && s.found)
 		return why_set(why, EEXIST, "disk %s of group %s is /dev/mapper/%s already: "
 			       "give another --name", p->disk, p->group, s.name);
 	return err < 0 ? err : 0;
 }
 
-static int check_table(const struct dm_device *x, struct why *why)
+/* Where asrd keeps its state: it says so itself */
+static void ask_state_dir(const struct args *a, char *out, size_t bytes)
 {
-	for (size_t i = 0; i < x->count; i++) {
-		bool known = false;
+	const char *given = arg_value(a, "state-dir", NULL), *told = NULL;
+	cleanup_json answer = NULL;
 
-		for (size_t j = 0; j < sizeof(stateless) / sizeof(stateless[0]); j++)
-			known |= !strcmp(x->targets[i].type, stateless[j]);
-		if (!strcmp(x->targets[i].type, "asr"))
-			return why_set(why, EALREADY, "%s is protected already", x->name);
-		if (!known)
-			return why_set(why, EOPNOTSUPP, "%s has a %s target, which keeps state and cannot be "
-				       "mapped twice; linear, striped, crypt, multipath, error, zero, "
-				       "delay and flakey can", x->name, x->targets[i].type);
-	}
-	if (!x->count)
-		return why_set(why, ENODATA, "%s has no table", x->name);
-	if (x->suspended)
-		return why_set(why, EBUSY, "%s is suspended: somebody is changing it; resume it first", x->name);
-	if (x->inactive)
-		return why_set(why, EBUSY, "%s has a second table waiting: somebody is changing it, or was "
-			       "killed while doing so: then `dmsetup clear %s` drops it", x->name, x->name);
+	if (!given && !daemon_call(a, "io.asr.Status", NULL, &answer, NULL))
+		told = json_string_value(json_object_get(answer, "state_dir"));
+	snprintf(out, bytes, "%s", given ? given : told ? told : ASR_STATE_DIR);
+}
+
+static int look_dm(const struct args *a, struct protect *p, struct why *why)
+{
+	int err;
+
+	err = insert_check(p->dm, &p->x, p->origin, why);
+	if (err)
+		return err;
+	snprintf(p->path, sizeof(p->path), "/dev/mapper/%s", p->dm);
+	p->sectors = p->x.sectors;
+	err = disk_name(p, arg_value(a, "name", NULL), p->dm, why);
+	return err ? err : check_group(a, p, why);
+}
+
+static int look_plain(const struct args *a, struct protect *p, struct why *why)
+{
+	const char *base = strrchr(p->device, '/');
+	cleanup_fd int fd = -1;
+	uint64_t bytes = 0;
+	int err;
+
+	err = disk_name(p, arg_value(a, "name", NULL), base ? base + 1 : p->device, why);
+	if (!err)
+		err = insert_plain(p->device, p->major, p->minor, NULL, why);
+	if (!err)
+		err = check_group(a, p, why);
+	if (err)
+		return err;
+	snprintf(p->path, sizeof(p->path), "/dev/mapper/asr-%s", p->disk);
+	fd = open(p->device, O_RDONLY | O_CLOEXEC);
+	if (fd < 0 || ioctl(fd, BLKGETSIZE64, &bytes))
+		return why_set(why, errno, "%s: its size cannot be read", p->device);
+	p->sectors = bytes / 512;
 	return 0;
 }
 
-/* An origin that a killed asrctl left behind, and nobody uses, is dropped. */
-static int check_origin(const char *origin, struct why *why)
+static int make_meta(const struct args *a, struct protect *p, struct why *why)
 {
-	struct dm_device old;
-	int err = dm_read(origin, &old, NULL);
-	bool ours;
-
-	if (err)
-		return 0;
-	ours = !strncmp(old.uuid, UUID_PREFIX, strlen(UUID_PREFIX)) && !old.open_count;
-	dm_forget(&old);
-	if (!ours)
-		return why_set(why, EEXIST, "a device %s exists and is in use", origin);
-	return dm_remove(origin, why);
-}
-
-static int protect_dm(const struct args *a, struct protect *p, const char *name, struct why *why)
-{
-	char uuid[DM_NAME_BYTES + 8];
-	struct dm_device x;
-	sigset_t before;
+	struct log_for f = { .group = p->group, .disk = p->disk, .yes = arg_value(a, "yes", NULL) };
+	const char *meta = arg_value(a, "meta", NULL);
+	cleanup_json old = NULL;
 	int err;
 
-	if (strlen(name) + strlen(ORIGIN_SUFFIX) >= DM_NAME_BYTES)
-		return why_set(why, ENAMETOOLONG, "%s: its name leaves no room for %s", name, ORIGIN_SUFFIX);
-	err = dm_read(name, &x, why);
-	if (err)
-		return err;
-	snprintf(p->path, sizeof(p->path), "/dev/mapper/%s", name);
-	snprintf(p->origin, sizeof(p->origin), "%s%s", name, ORIGIN_SUFFIX);
-	snprintf(uuid, sizeof(uuid), "%s%.120s", UUID_PREFIX, *x.uuid ? x.uuid : name);
-	err = check_table(&x, why);
-	if (!err)
-		err = disk_name(p, arg_value(a, "name", NULL), name, why);
-	if (!err)
-		err = check_group(a, p, why);
-	if (!err)
-		err = check_origin(p->origin, why);
-	if (!err) {
-		wait_signals(&before);
-		err = insert(&x, p->origin, uuid, p->group, p->disk, why);
-		allow_signals(&before);
+	if (!meta) {
+		const char *only = arg_given(a, "meta-size") ? "meta-size" : arg_given(a, "yes") ? "yes" : NULL;
+
+		return only ? why_set(why, EINVAL, "--%s says something about a log: name it with --meta", only) : 0;
 	}
-	dm_forget(&x);
+	old = remember_find(p->state_dir, p->group, p->disk);
+	if (old)
+		boot_log_for(old, &f);
+	f.sectors = p->sectors;
+	f.major = p->major;
+	f.minor = p->minor;
+	f.seq_high = boot_seq(p->state_dir, p->group);
+	err = log_make(meta, arg_value(a, "meta-size", NULL), &f, &p->log, why);
+	if (!err && !a->json)
+		printf("its log is %s, in regions of %u KiB\n", *p->log.file ? p->log.file : p->log.path,
+		       p->log.l.region_sectors / 2);
 	return err;
 }
 
-static int protect_plain(const struct args *a, struct protect *p, const struct stat *st, struct why *why)
+static int remember(struct protect *p, struct why *why)
 {
-	uint32_t major = major(st->st_rdev), minor = minor(st->st_rdev);
-	const char *base = strrchr(p->device, '/');
-	struct dm_device table = {0};
-	char use[512], name[ASR_NAME_BYTES + 8];
-	uint64_t bytes = 0;
-	int fd, err, read_only = 0;
+	char stable[512];
 
-	err = disk_name(p, arg_value(a, "name", NULL), base ? base + 1 : p->device, why);
-	if (err)
-		return err;
-	fd = open(p->device, O_RDONLY | O_EXCL | O_CLOEXEC);
-	if (fd < 0 && errno == EBUSY) {
-		in_use_by(major, minor, use, sizeof(use));
-		return why_set(why, EBUSY, "%s is in use (%s) and is not a device-mapper device, so asr cannot "
-			       "slide under its users: stop using it and protect it then, put it under LVM, "
-			       "or protect it at boot", p->device, use);
+	log_stable(*p->dm ? p->path : p->device, stable, sizeof(stable));
+	p->record = json_pack("{s:s, s:s, s:s, s:I}", "name", p->disk, "kind", *p->dm ? "dm" : "plain", "device", stable,
+			      "sectors", (json_int_t)p->sectors);
+	if (*p->dm) {
+		json_object_set_new(p->record, "dm_name", json_string(p->dm));
+		json_object_set_new(p->record, "dm_uuid", json_string(p->x.uuid));
 	}
-	if (fd < 0)
-		return why_set(why, errno, "%s: %s", p->device, strerror(errno));
-	err = ioctl(fd, BLKGETSIZE64, &bytes) || ioctl(fd, BLKROGET, &read_only) ? -errno : 0;
-	close(fd);
-	if (err || bytes < 512)
-		return why_set(why, err ? -err : ENODATA, "%s: its size cannot be read, or is zero", p->device);
-	err = check_group(a, p, why);
+	if (*p->log.path)
+		json_object_set_new(p->record, "log", log_describe(&p->log));
+	/* before it is held back: a device that is in use must never be */
+	boot_release(p->record, true);
+	return remember_put(p->state_dir, p->group, p->record, why);
+}
+
+static int protect(const struct args *a, struct protect *p, struct why *why)
+{
+	struct asr_line line = { .group = p->group, .disk = p->disk };
+	int err;
+
+	err = *p->dm ? look_dm(a, p, why) : look_plain(a, p, why);
 	if (err)
 		return err;
-	snprintf(name, sizeof(name), "asr-%s", p->disk);
-	snprintf(p->path, sizeof(p->path), "/dev/mapper/%s", name);
-	err = asr_table(&table, bytes / 512, major, minor, read_only, p->group, p->disk);
+	ask_state_dir(a, p->state_dir, sizeof(p->state_dir));
+	err = make_meta(a, p, why);
+	if (err)
+		return err;
+	err = remember(p, why);
+	line.log_major = p->log.major;
+	line.log_minor = p->log.minor;
 	if (!err)
-		err = dm_create(name, "", &table, NULL, why);
-	dm_forget(&table);
-	return err;
+		err = *p->dm ? insert_dm(&p->x, p->origin, &line, why) :
+			       insert_plain(p->device, p->major, p->minor, &line, why);
+	if (err) {
+		remember_forget(p->state_dir, p->group, p->disk, NULL);
+		log_undo(&p->log);
+		return err;
+	}
+	if (*p->log.path)
+		boot_note(p->state_dir, p->group, p->record, p->log.path);
+	boot_mirror(p->state_dir);
+	return 0;
 }
 
 /* ---------------------------------------------------- the initial copy */
@@ -566,12 +404,24 @@ static const char *copy_wait(const struct args *a, const struct protect *p)
 	return ret == 1 ? "done" : interrupted() ? "interrupted" : "unknown";
 }
 
+static void say_protected(const struct protect *p)
+{
+	if (*p->dm)
+		printf("%s is protected as disk %s of group %s\n", p->path, p->disk, p->group);
+	else
+		printf("%s is protected as disk %s of group %s.\nUse %s from now on: writes to %s itself "
+		       "are not seen.\n", p->device, p->disk, p->group, p->path, p->device);
+	if (boot_is_root(p->group, p->record))
+		printf("The root file system is on it: `update-initramfs -u` has it protected at boot before it is "
+		       "mounted%s\n", *p->log.path ? "." : "; that needs a log, too (--meta).");
+	fflush(stdout);
+}
+
 int disk_protect(const struct args *a, struct why *why)
 {
 	struct protect p = { .device = a->words[0], .group = arg_value(a, "group", "") };
 	const char *copy = "running";
 	cleanup_json answer = NULL;
-	char name[DM_NAME_BYTES];
 	struct stat st;
 	int err;
 
@@ -579,22 +429,22 @@ int disk_protect(const struct args *a, struct why *why)
 		return why_set(why, errno, "%s: %s", p.device, strerror(errno));
 	if (!S_ISBLK(st.st_mode))
 		return why_set(why, ENOTBLK, "%s is not a block device", p.device);
-	if (!dm_name_of(major(st.st_rdev), minor(st.st_rdev), name, sizeof(name)))
-		err = protect_dm(a, &p, name, why);
-	else
-		err = protect_plain(a, &p, &st, why);
+	p.major = major(st.st_rdev);
+	p.minor = minor(st.st_rdev);
+	if (dm_name_of(p.major, p.minor, p.dm, sizeof(p.dm)))
+		*p.dm = 0;
+	err = protect(a, &p, why);
+	dm_forget(&p.x);
+	if (!err && !a->json)
+		say_protected(&p);
+	if (!err && !arg_given(a, "no-wait"))
+		copy = copy_wait(a, &p);
+	answer = err ? NULL : json_pack("{s:s, s:s, s:s, s:s, s:s*, s:s, s:O*}", "device", p.device, "path", p.path, "group",
+					p.group, "disk", p.disk, "origin", *p.dm ? p.origin : NULL, "copy", copy, "log",
+					json_object_get(p.record, "log"));
+	json_decref(p.record);
 	if (err)
 		return err;
-	if (!a->json && *p.origin)
-		printf("%s is protected as disk %s of group %s\n", p.path, p.disk, p.group);
-	else if (!a->json)
-		printf("%s is protected as disk %s of group %s.\nUse %s from now on: writes to %s itself "
-		       "are not seen.\n", p.device, p.disk, p.group, p.path, p.device);
-	fflush(stdout);
-	if (!arg_given(a, "no-wait"))
-		copy = copy_wait(a, &p);
-	answer = json_pack("{s:s, s:s, s:s, s:s, s:s*, s:s}", "device", p.device, "path", p.path, "group", p.group,
-			   "disk", p.disk, "origin", *p.origin ? p.origin : NULL, "copy", copy);
 	if (a->json)
 		out_json(answer);
 	else if (!strcmp(copy, "done"))
@@ -610,7 +460,7 @@ int disk_protect(const struct args *a, struct why *why)
 /* DEVICE or DISK: the dm device that has the asr target */
 static int find_protected(const char *word, struct dm_device *x, struct dm_asr *asr, struct why *why)
 {
-	struct search s = { .disk = word };
+	struct dm_search s = { .disk = word };
 	char name[DM_NAME_BYTES];
 	struct stat st;
 	int err;
@@ -619,7 +469,7 @@ static int find_protected(const char *word, struct dm_device *x, struct dm_asr *
 		if (dm_name_of(major(st.st_rdev), minor(st.st_rdev), name, sizeof(name)))
 			return why_set(why, ENOENT, "%s is not protected; `asrctl disk list` shows what is", word);
 	} else {
-		err = each_asr(search_one, &s, why);
+		err = dm_find_asr(&s, why);
 		if (err)
 			return err;
 		if (s.found > 1)
@@ -636,65 +486,92 @@ static int find_protected(const char *word, struct dm_device *x, struct dm_asr *
 	return why_set(why, ENOENT, "%s is not protected; `asrctl disk list` shows what is", word);
 }
 
-/* asr leaves; what was below it is the device's table again. */
-static int take_out(const struct dm_device *x, const struct dm_device *origin, struct why *why)
+/* A log that is needed no more: its file goes; a device of its own says that it proves nothing */
+static void end_log(json_t *log)
 {
-	sigset_t before;
-	int err;
+	const char *file = json_string_value(json_object_get(log, "file"));
+	struct log_at at;
+	cleanup_fd int fd = -1;
+	uint64_t bytes;
 
-	wait_signals(&before);
-	err = dm_load(x->name, origin, why);
-	if (err) {
-		dm_clear(x->name, NULL);
-	} else {
-		err = dm_resume(x->name, why);
-		if (err)
-			put_back(x->name, x, why);
+	if (!log || log_find(log, "", "", &at, NULL))
+		return;
+	if (file) {
+		log_detach(at.path);
+		unlink(file);
+	} else if (!logdev_open(at.path, true, &fd, &bytes, NULL)) {
+		logdev_distrust(fd, &at.l, NULL);
 	}
-	allow_signals(&before);
-	return err;
 }
 
-static int remove_wrapper(const struct dm_device *x, struct why *why)
+static int forget_gone(const struct args *a, const char *state_dir, struct why *why)
 {
-	char use[512];
+	struct dm_search s = { .disk = a->words[0], .group = arg_value(a, "group", NULL) };
+	cleanup_json kept = remembered(state_dir);
+	unsigned int n;
+	json_t *row = pick(kept, s.disk, s.group, &n);
+	const char *group = json_string_value(json_object_get(row, "group"));
+	int err;
 
-	if (!x->open_count)
-		return dm_remove(x->name, why);
-	in_use_by(x->major, x->minor, use, sizeof(use));
-	return why_set(why, EBUSY, "/dev/mapper/%s is in use (%s): it wraps a device that is not a device-mapper "
-		       "device and would vanish under its users; stop using it first", x->name, use);
+	if (n != 1)
+		return why_set(why, n ? EINVAL : ENOENT, n ? "several groups have a disk %s: say which with --group" :
+			       "no disk %s is remembered: nothing to forget", s.disk);
+	if (!dm_find_asr(&s, NULL) && s.found)
+		return why_set(why, EBUSY, "disk %s is up, as /dev/mapper/%s: take it out without --forget", s.disk, s.name);
+	err = remember_forget(state_dir, group, s.disk, why);
+	if (err)
+		return err;
+	boot_mirror(state_dir);
+	end_log(json_object_get(row, "log"));
+	if (a->json)
+		out_json(row);
+	else
+		printf("disk %s of group %s is forgotten on this host; what the vault has of it stays there\n", s.disk, group);
+	return 0;
+}
+
+static int take_out(const struct args *a, const char *state_dir, const struct dm_device *x, const struct dm_asr *asr,
+		    struct why *why)
+{
+	cleanup_json record = remember_find(state_dir, asr->group, asr->disk);
+	cleanup_json answer = NULL;
+	bool root = record && boot_is_root(asr->group, record);
+	int err;
+
+	err = record ? remember_forget(state_dir, asr->group, asr->disk, why) : 0;
+	if (!err) {
+		err = insert_undo(x, asr, why);
+		if (err && record)
+			remember_put(state_dir, asr->group, record, NULL);
+	}
+	if (err)
+		return err;
+	boot_mirror(state_dir);
+	end_log(json_object_get(record, "log"));
+	answer = json_pack("{s:s, s:s, s:s}", "device", x->name, "group", asr->group, "disk", asr->disk);
+	if (a->json)
+		out_json(answer);
+	else
+		printf("/dev/mapper/%s is no longer protected; what the vault has of disk %s of group %s stays there%s\n", x->name,
+		       asr->disk, asr->group, root ? ". The root file system is on it: `update-initramfs -u` has the next "
+		       "boot know it" : "");
+	return 0;
 }
 
 int disk_unprotect(const struct args *a, struct why *why)
 {
-	char lower[DM_NAME_BYTES];
-	struct dm_device x, origin = {0};
-	cleanup_json answer = NULL;
+	char state_dir[256];
+	struct dm_device x;
 	struct dm_asr asr;
 	int err;
 
+	ask_state_dir(a, state_dir, sizeof(state_dir));
+	if (arg_given(a, "forget"))
+		return forget_gone(a, state_dir, why);
 	err = find_protected(a->words[0], &x, &asr, why);
 	if (err)
 		return err;
-	if (x.suspended || x.inactive)
-		err = why_set(why, EBUSY, "%s is suspended or has a second table waiting: somebody is changing it, or "
-			      "was killed while doing so: then `dmsetup clear %s` drops that table", x.name, x.name);
-	else if (dm_name_of(asr.major, asr.minor, lower, sizeof(lower)) || dm_read(lower, &origin, NULL) ||
-		 strncmp(origin.uuid, UUID_PREFIX, strlen(UUID_PREFIX)))
-		err = remove_wrapper(&x, why);
-	else
-		err = take_out(&x, &origin, why);
-	if (!err && *origin.name && !strncmp(origin.uuid, UUID_PREFIX, strlen(UUID_PREFIX)))
-		err = dm_remove(origin.name, why);
-	if (!err && a->json) {
-		answer = json_pack("{s:s, s:s, s:s}", "device", x.name, "group", asr.group, "disk", asr.disk);
-		out_json(answer);
-	} else if (!err) {
-		printf("/dev/mapper/%s is no longer protected; what the vault has of disk %s of group %s "
-		       "stays there\n", x.name, asr.disk, asr.group);
-	}
+	err = take_out(a, state_dir, &x, &asr, why);
 	dm_forget(&x);
-	dm_forget(&origin);
 	return err;
 }

@@ -209,9 +209,76 @@ int dm_have_target(const char *type)
 
 bool dm_asr_parse(const struct dm_device *d, struct dm_asr *asr)
 {
-	return d->count == 1 && !strcmp(d->targets[0].type, "asr") &&
-	       sscanf(d->targets[0].params, "%u:%u %*u %63s %63s", &asr->major, &asr->minor,
-		      asr->group, asr->disk) == 4;
+	const char *log;
+
+	*asr = (struct dm_asr){0};
+	if (d->count != 1 || strcmp(d->targets[0].type, "asr") ||
+	    sscanf(d->targets[0].params, "%u:%u %*u %63s %63s", &asr->major, &asr->minor, asr->group, asr->disk) != 4)
+		return false;
+	log = strstr(d->targets[0].params, " log ");
+	if (log && sscanf(log, " log %u:%u", &asr->log_major, &asr->log_minor) != 2)
+		asr->log_major = asr->log_minor = 0;
+	return true;
+}
+
+int dm_each_asr(int (*fn)(const struct dm_device *d, const struct dm_asr *asr, void *arg), void *arg,
+		struct why *why)
+{
+	struct dm_device d;
+	struct dm_asr asr;
+	char **names;
+	size_t count;
+	int err;
+
+	err = dm_names(&names, &count, why);
+	for (size_t i = 0; i < count; i++) {
+		if (!err && !dm_read(names[i], &d, NULL)) {
+			if (dm_asr_parse(&d, &asr))
+				err = fn(&d, &asr, arg);
+			dm_forget(&d);
+		}
+		free(names[i]);
+	}
+	free(names);
+	return err;
+}
+
+static int search_one(const struct dm_device *d, const struct dm_asr *asr, void *arg)
+{
+	struct dm_search *s = arg;
+
+	if (strcmp(asr->disk, s->disk) || (s->group && strcmp(asr->group, s->group)))
+		return 0;
+	s->found++;
+	strcpy(s->name, d->name);
+	s->asr = *asr;
+	return 0;
+}
+
+int dm_find_asr(struct dm_search *s, struct why *why)
+{
+	s->found = 0;
+	return dm_each_asr(search_one, s, why);
+}
+
+int dm_find_uuid(const char *uuid, char name[DM_NAME_BYTES])
+{
+	struct dm_device d;
+	char **names;
+	size_t count;
+	int err = dm_names(&names, &count, NULL);
+
+	*name = 0;
+	for (size_t i = 0; i < count; i++) {
+		if (!err && !*name && !dm_read(names[i], &d, NULL)) {
+			if (!strcmp(d.uuid, uuid))
+				strcpy(name, d.name);
+			dm_forget(&d);
+		}
+		free(names[i]);
+	}
+	free(names);
+	return err ? err : *name ? 0 : -ENXIO;
 }
 
 /* ---------------------------------------------------------------- changing */
@@ -318,4 +385,18 @@ int dm_remove(const char *name, struct why *why)
 	int err = remove_one(name, false, why);
 
 	return err == -EBUSY ? remove_one(name, true, why) : err;
+}
+
+int dm_message(const char *name, const char *text, struct why *why)
+{
+	struct dm_task *t = task(DM_DEVICE_TARGET_MSG, name);
+	int err = 0;
+
+	if (!t || !dm_task_set_sector(t, 0) || !dm_task_set_message(t, text))
+		err = no_task("tell", name, why);
+	if (!err)
+		err = run(t, "tell", name, why);
+	if (t)
+		dm_task_destroy(t);
+	return err;
 }

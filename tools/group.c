@@ -89,36 +89,9 @@ int group_list(const struct args *a, struct why *why)
 	return 0;
 }
 
-/* name: value, and what is inside deeper by two blanks */
-static void put_tree(const char *key, json_t *v, int depth)
-{
-	const char *k;
-	json_t *e;
-	size_t i;
-
-	printf("%*s%s:", 2 * depth, "", key);
-	if (json_is_object(v)) {
-		putchar('\n');
-		json_object_foreach(v, k, e)
-			put_tree(k, e, depth + 1);
-	} else if (json_is_array(v)) {
-		putchar('\n');
-		json_array_foreach(v, i, e)
-			put_tree("-", e, depth + 1);
-	} else if (json_is_string(v)) {
-		printf(" %s\n", json_string_value(v));
-	} else {
-		cleanup_free char *text = json_dumps(v, JSON_ENCODE_ANY | JSON_REAL_PRECISION(6));
-
-		printf(" %s\n", text);
-	}
-}
-
 int group_show(const struct args *a, struct why *why)
 {
 	cleanup_json answer = NULL;
-	const char *k;
-	json_t *e;
 	int err;
 
 	err = daemon_call(a, "io.asr.Group.Show", json_pack("{s:s}", "name", a->words[0]), &answer, why);
@@ -127,8 +100,7 @@ int group_show(const struct args *a, struct why *why)
 	if (a->json)
 		out_json(answer);
 	else
-		json_object_foreach(answer, k, e)
-			put_tree(k, e, 0);
+		out_tree(answer);
 	return 0;
 }
 

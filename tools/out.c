@@ -164,3 +164,37 @@ void progress_end(struct progress *p)
 		fputc('\n', stderr);
 	p->shown = false;
 }
+
+/* name: value, and what is inside deeper by two blanks */
+static void put_tree(const char *key, json_t *v, int depth)
+{
+	const char *k;
+	json_t *e;
+	size_t i;
+
+	printf("%*s%s:", 2 * depth, "", key);
+	if (json_is_object(v)) {
+		putchar('\n');
+		json_object_foreach(v, k, e)
+			put_tree(k, e, depth + 1);
+	} else if (json_is_array(v)) {
+		putchar('\n');
+		json_array_foreach(v, i, e)
+			put_tree("-", e, depth + 1);
+	} else if (json_is_string(v)) {
+		printf(" %s\n", json_string_value(v));
+	} else {
+		cleanup_free char *text = json_dumps(v, JSON_ENCODE_ANY | JSON_REAL_PRECISION(6));
+
+		printf(" %s\n", text);
+	}
+}
+
+void out_tree(const json_t *object)
+{
+	const char *k;
+	json_t *e;
+
+	json_object_foreach((json_t *)(uintptr_t)object, k, e)
+		put_tree(k, e, 0);
+}

@@ -64,7 +64,12 @@ static void put_table(json_t *answer)
 	out_table(groups, cols, sizeof(cols) / sizeof(cols[0]), "no groups");
 	json_array_foreach(groups, i, g) {
 		const char *trouble = json_string_value(json_object_get(g, "trouble"));
+		json_t *disk;
+		size_t j;
 
+		json_array_foreach(json_object_get(g, "missing"), j, disk)
+			printf("%s: disk %s IS NOT PROTECTED: it was not brought up; `asrctl boot` tries it, and says why not\n",
+			       json_string_value(json_object_get(g, "name")), json_string_value(disk));
 		if (trouble && *trouble)
 			printf("%s: %s\n", json_string_value(json_object_get(g, "name")), trouble);
 	}

@@ -324,7 +324,8 @@ int logdev_bits(const uint8_t sector[ASR_LOG_SECTOR], uint64_t number, uint32_t 
 int logdev_open(const char *path, bool write, int *fd, uint64_t *bytes, struct why *why);
 int logdev_read(int fd, uint64_t bytes, struct logdev *l, struct why *why);
 int logdev_count(int fd, const struct logdev *l, uint64_t *set, uint64_t *broken, struct why *why);
-/* In: names, sectors, region_sectors, seq_high, generation; every region is set. */
+/* In: names, sectors, region_sectors, seq_high, generation, uuid (zero: a new one);
+   every region is set. */
 int logdev_format(int fd, uint64_t bytes, struct logdev *l, struct why *why);
 /* No kernel has it open: from now on it proves nothing, and all is compared. */
 int logdev_distrust(int fd, struct logdev *l, struct why *why);
@@ -336,6 +337,17 @@ struct logdev_want {
 };
 /* Is it that disk's, of that size, as new as was seen? -EXDEV, -ERANGE, -ESTALE with why */
 int logdev_match(const struct logdev *l, const struct logdev_want *w, struct why *why);
+
+/* ----------------------------------------------------------- remember.c */
+
+/* What this host protects, on file, for the next boot: remember.c has the keys. Objects
+   have "name", and "error" when the file cannot be used. */
+int remember_groups(const char *state_dir, json_t **names, struct why *why);
+int remember_list(const char *state_dir, const char *group, json_t **disks, struct why *why);
+json_t *remember_find(const char *state_dir, const char *group, const char *disk);	/* NULL: not known */
+int remember_put(const char *state_dir, const char *group, json_t *disk, struct why *why);
+int remember_forget(const char *state_dir, const char *group, const char *disk, struct why *why);
+void remember_forget_all(const char *state_dir, const char *group);
 
 /* -------------------------------------------------------------- batch.c */
 /* source.c, batch.c, pack.c, ship.c, resync.c, group.c: see source.h */

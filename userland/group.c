@@ -251,6 +251,7 @@ static void remove_files(const struct asrd *d, const char *name)
 		path_of(d, name, files[i], path);
 		unlink(path);
 	}
+	remember_forget_all(d->state_dir, name);
 	path_of(d, name, NULL, path);
 	rmdir(path);
 }

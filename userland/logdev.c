@@ -302,6 +302,7 @@ static int write_bitmap(int fd, uint8_t *buf, uint64_t end)
 
 int logdev_format(int fd, uint64_t bytes, struct logdev *l, struct why *why)
 {
+	static const uint8_t none[sizeof(l->uuid)];
 	uint64_t need = logdev_bytes(l->sectors, l->region_sectors);
 	cleanup_free uint8_t *buf = buffer();
 	int err;
@@ -318,7 +319,7 @@ int logdev_format(int fd, uint64_t bytes, struct logdev *l, struct why *why)
 		return why_set(why, ENOSPC, "it has %llu bytes; a disk of %llu MiB in regions of %u KiB needs a log of "
 			       "%llu bytes", (unsigned long long)bytes, (unsigned long long)l->sectors >> 11,
 			       l->region_sectors / 2, (unsigned long long)need);
-	err = seal_random(l->uuid, sizeof(l->uuid));
+	err = !memcmp(l->uuid, none, sizeof(none)) ? seal_random(l->uuid, sizeof(l->uuid)) : 0;
 	memset(buf, 0, 2 * ASR_LOG_BLOCK);
 	if (!err)
 		err = write_at(fd, buf, 2 * ASR_LOG_BLOCK, 0);

@@ -275,6 +275,31 @@ static bool is_consistent(const struct group *g, const struct asr_group_info *in
 	return g->open ? g->resync && resync_consistent(g->resync) && info->state != ASR_STATE_TRACK : false;
 }
 
+static bool is_up(const struct group *g, const struct asr_group_info *info, const char *name)
+{
+	for (uint32_t i = 0; g->source && i < info->disks; i++) {
+		struct asr_disk_info disk = { .slot = i };
+
+		if (!source_ioctl(g->source, ASR_IOC_DISK_INFO, &disk) && disk.active && !strcmp(disk.name, name))
+			return true;
+	}
+	return false;
+}
+
+/* Disks that are to be protected and are not: what a boot could not bring up */
+static json_t *missing(const struct group *g, const struct asr_group_info *info)
+{
+	json_t *names = json_array(), *disk;
+	cleanup_json disks = NULL;
+	size_t i;
+
+	if (!g->d->ring_file && !remember_list(g->d->state_dir, g->name, &disks, NULL))
+		json_array_foreach(disks, i, disk)
+			if (!is_up(g, info, json_string_value(json_object_get(disk, "name"))))
+				json_array_append(names, json_object_get(disk, "name"));
+	return names;
+}
+
 static json_t *status_of(const struct group *g)
 {
 	struct asr_group_info info;
@@ -298,6 +323,7 @@ static json_t *status_of(const struct group *g)
 	json_object_set_new(s, "durable_seq", json_integer((json_int_t)g->durable_seq));
 	json_object_set_new(s, "durable_time_ns", json_integer((json_int_t)g->durable_time_ns));
 	json_object_set_new(s, "disks", json_integer(known && g->source ? active_disks((struct group *)g, &info) : 0));
+	json_object_set_new(s, "missing", missing(g, &info));
 	json_object_set_new(s, "overflows", json_integer((json_int_t)info.overflows));
 	json_object_set_new(s, "wakeups", json_integer((json_int_t)info.wakeups));
 	return s;
@@ -315,8 +341,8 @@ static void status(struct control_call *call, json_t *parameters, struct asrd *d
 	if (!d->ring_file && source_control(d->device, ASR_IOC_GET_INFO, &info, &why))
 		json_object_set_new(module, "error", json_string(why.text));
 	json_object_set_new(module, "loaded", json_boolean(!why.text[0]));
-	control_reply(call, json_pack("{s:s, s:o, s:o, s:o}", "version", ASR_VERSION, "module", module, "vault",
-				      ship_status(d->ship), "groups", groups), false);
+	control_reply(call, json_pack("{s:s, s:s, s:o, s:o, s:o}", "version", ASR_VERSION, "state_dir", d->state_dir,
+				      "module", module, "vault", ship_status(d->ship), "groups", groups), false);
 }
 
 static json_t *describe(const struct group *g)
@@ -353,6 +379,15 @@ static void group_show(struct control_call *call, json_t *parameters, struct asr
 		control_reply(call, describe(g), false);
 }
 
+static json_t *describe_log(const struct asr_disk_info *k)
+{
+	if (!k->log_region_sectors)
+		return json_null();
+	return json_pack("{s:I, s:I, s:b, s:I}", "region_bytes", (json_int_t)k->log_region_sectors * 512, "regions_set",
+			 (json_int_t)k->log_regions_set, "broken", !!(k->log_flags & ASR_LOGF_BROKEN), "writes",
+			 (json_int_t)k->log_writes);
+}
+
 static void list_disks(struct group *g, json_t *disks)
 {
 	struct asr_group_info info;
@@ -366,10 +401,11 @@ static void list_disks(struct group *g, json_t *disks)
 		if (source_ioctl(g->source, ASR_IOC_DISK_INFO, &k))
 			continue;
 		snprintf(lower, sizeof(lower), "%u:%u", k.lower_major, k.lower_minor);
-		json_array_append_new(disks, json_pack("{s:s, s:s, s:i, s:b, s:I, s:s, s:I, s:I}", "group", g->name,
+		json_array_append_new(disks, json_pack("{s:s, s:s, s:i, s:b, s:I, s:s, s:I, s:I, s:I, s:o}", "group", g->name,
 				      "name", k.name, "slot", (int)i, "active", k.active > 0, "sectors",
 				      (json_int_t)k.sectors, "lower", lower, "dirty_chunks",
-				      (json_int_t)k.dirty_chunks, "errors", (json_int_t)k.errors));
+				      (json_int_t)k.dirty_chunks, "errors", (json_int_t)k.errors, "memory_bytes",
+				      (json_int_t)k.memory_bytes, "log", describe_log(&k)));
 	}
 }
 

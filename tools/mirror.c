@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * The copy of what a boot needs, where a boot can read it.
+ *
+ * Design. BOOT_DIR (/etc/asr/boot) has the layout of the state folder, with less in
+ * it: of each group its name and ring size and how far its numbers have got, and
+ * what is remembered of its disks. No key, no certificate. An initramfs gets the
+ * same, for the root disk alone. Beside it, hold/KEY: devices that udev is to hold
+ * back until asrctl boot is through with them; never the one that is the root.
+ *
+ * It is made anew as a whole from the state folder after each change, so it cannot
+ * drift for long; it is only ever read where the state folder is not there.
+ *
+ * Context. asrctl, as root; blocks on small files.
+ */
+#include "asrctl.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+
+static int copy_json(const char *from, const char *to, const char *file, const char *const *keys, struct why *why)
+{
+	cleanup_free char *in = NULL, *out = NULL, *path = NULL, *target = NULL;
+	cleanup_json all = NULL;
+	cleanup_json some = json_object();
+
+	if (asprintf(&path, "%s/%s", from, file) < 0 || asprintf(&target, "%s/%s", to, file) < 0)
+		return -ENOMEM;
+	if (file_read(path, 1 << 20, &in, NULL, why))
+		return -EIO;
+	all = json_loads(in, 0, NULL);
+	for (; *keys; keys++)
+		if (json_object_get(all, *keys))
+			json_object_set(some, *keys, json_object_get(all, *keys));
+	out = json_dumps(some, JSON_INDENT(1));
+	return out ? file_write(target, 0600, out, strlen(out), why) : -ENOMEM;
+}
+
+/* Is / on this disk, now? */
+bool boot_is_root(const char *group, json_t *disk)
+{
+	struct dm_search s = { .group = group, .disk = json_string_value(json_object_get(disk, "name")) };
+	const char *device = json_string_value(json_object_get(disk, "device"));
+	char path[DM_NAME_BYTES + 16];
+	struct stat root, st;
+
+	if (stat("/", &root))
+		return false;
+	if (s.disk && !dm_find_asr(&s, NULL) && s.found) {
+		snprintf(path, sizeof(path), "/dev/mapper/%s", s.name);
+		device = path;
+	}
+	return device && !stat(device, &st) && S_ISBLK(st.st_mode) && st.st_rdev == root.st_dev;
+}
+
+static void clear(const char *dir)
+{
+	cleanup_free char *path = NULL;
+	struct dirent *e;
+	DIR *d = opendir(dir);
+
+	while (d && (e = readdir(d))) {
+		struct stat st;
+
+		free(path);
+		path = NULL;
+		if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, "..") ||
+		    asprintf(&path, "%s/%s", dir, e->d_name) < 0 || lstat(path, &st))
+			continue;
+		if (S_ISDIR(st.st_mode)) {
+			clear(path);
+			rmdir(path);
+		} else {
+			unlink(path);
+		}
+	}
+	if (d)
+		closedir(d);
+}
+
+static int save_group(const char *from, const char *to, const char *group, json_t *disks, struct why *why)
+{
+	static const char *const of_group[] = { "name", "ring_bytes", NULL };
+	static const char *const of_state[] = { "first_seq", "last_seq", NULL };
+	cleanup_free char *in = NULL, *out = NULL, *conf = NULL;
+	json_t *disk;
+	size_t i;
+	int err;
+
+	if (asprintf(&in, "%s/groups/%s", from, group) < 0 || asprintf(&out, "%s/groups/%s", to, group) < 0)
+		return -ENOMEM;
+	if (asprintf(&conf, "%s/group.json", in) < 0 || access(conf, F_OK))
+		return 0;	/* not whole: asrd does not know it either */
+	err = dir_make(out, 0700, why);
+	if (!err)
+		err = copy_json(in, out, "group.json", of_group, why);
+	if (!err)
+		err = copy_json(in, out, "state.json", of_state, why);
+	json_array_foreach(disks, i, disk)
+		if (!err)
+			err = remember_put(to, group, disk, why);
+	return err;
+}
+
+static void hold(const char *to, const char *group, json_t *disks)
+{
+	char path[512], key[256];
+	json_t *disk;
+	size_t i;
+
+	snprintf(path, sizeof(path), "%.200s/hold", to);
+	dir_make(path, 0755, NULL);
+	json_array_foreach(disks, i, disk) {
+		if (json_object_get(disk, "error") || boot_is_root(group, disk) || !boot_key(disk, key))
+			continue;
+		snprintf(path, sizeof(path), "%.200s/hold/%.250s", to, key);
+		file_write(path, 0644, "", 0, NULL);
+	}
+}
+
+int boot_save(const char *from, const char *to, bool root_only, struct why *why)
+{
+	cleanup_free char *old = NULL;
+	cleanup_json groups = NULL;
+	json_t *g, *disk;
+	size_t i, j;
+	int err;
+
+	if (asprintf(&old, "%s/groups", to) < 0)
+		return -ENOMEM;
+	clear(old);
+	err = remember_groups(from, &groups, why);
+	json_array_foreach(groups, i, g) {
+		const char *group = json_string_value(g);
+		cleanup_json disks = NULL;
+
+		if (err || (err = remember_list(from, group, &disks, why)))
+			break;
+		for (j = json_array_size(disks); j-- > 0;) {
+			disk = json_array_get(disks, j);
+			if (json_object_get(disk, "error") || (root_only && !boot_is_root(group, disk)))
+				json_array_remove(disks, j);
+		}
+		if (json_array_size(disks))
+			err = save_group(from, to, group, disks, why);
+		if (!root_only)
+			hold(to, group, disks);
+	}
+	return err;
+}
+
+void boot_mirror(const char *state_dir)
+{
+	struct why why = {0};
+	int err;
+
+	if (strcmp(state_dir, ASR_STATE_DIR))
+		return;	/* not this host's own */
+	clear(BOOT_DIR "/hold");
+	err = boot_save(state_dir, BOOT_DIR, false, &why);
+	if (err)
+		fprintf(stderr, "asrctl: %s is not up to date: %s\n", BOOT_DIR, *why.text ? why.text : strerror(-err));
+}

@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * Who uses a block device, in words, and what it lies on.
+ *
+ * Design. Mounts, swap and holders are looked up for the device and for its
+ * partitions. Downwards, sysfs has the slaves of a stacked device, the disk of
+ * a partition, and the file behind a loop device.
+ *
+ * Context. asrctl. Reads /proc and /sys only.
+ */
+#include "asrctl.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+/* "mounted on /x" for a device number, from the mount table */
+bool use_mounted_on(uint32_t major, uint32_t minor, char *out, size_t bytes)
+{
+	cleanup_file FILE *f = fopen("/proc/self/mountinfo", "re");
+	char line[4096], place[2048];
+	unsigned int ma, mi;
+
+	while (f && fgets(line, sizeof(line), f)) {
+		if (sscanf(line, "%*d %*d %u:%u %*s %2047s", &ma, &mi, place) == 3 &&
+		    ma == major && mi == minor) {
+			snprintf(out, bytes, "mounted on %.200s", place);
+			return true;
+		}
+	}
+	return false;
+}
+
+static bool is_swap(uint32_t major, uint32_t minor)
+{
+	cleanup_file FILE *f = fopen("/proc/swaps", "re");
+	char line[4096], path[2048];
+	struct stat st;
+
+	while (f && fgets(line, sizeof(line), f))
+		if (sscanf(line, "%2047s", path) == 1 && !stat(path, &st) && S_ISBLK(st.st_mode) &&
+		    st.st_rdev == makedev(major, minor))
+			return true;
+	return false;
+}
+
+/* A device that is built on this one */
+static bool held_by(uint32_t major, uint32_t minor, char *out, size_t bytes)
+{
+	char path[64], text[DM_NAME_BYTES];
+	unsigned int ma, mi;
+	struct dirent *e;
+	DIR *dir;
+
+	snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/holders", major, minor);
+	dir = opendir(path);
+	while (dir && (e = readdir(dir))) {
+		cleanup_free char *dev = NULL, *file = NULL;
+
+		if (*e->d_name == '.')
+			continue;
+		if (asprintf(&file, "/sys/block/%s/dev", e->d_name) >= 0 &&
+		    !file_read(file, 8192, &dev, NULL, NULL) && sscanf(dev, "%u:%u", &ma, &mi) == 2 &&
+		    !dm_name_of(ma, mi, text, sizeof(text)))
+			snprintf(out, bytes, "part of /dev/mapper/%s; protect that one", text);
+		else
+			snprintf(out, bytes, "part of /dev/%.64s", e->d_name);
+		closedir(dir);
+		return true;
+	}
+	if (dir)
+		closedir(dir);
+	return false;
+}
+
+static bool user_of(uint32_t major, uint32_t minor, char *out, size_t bytes)
+{
+	if (use_mounted_on(major, minor, out, bytes) || held_by(major, minor, out, bytes))
+		return true;
+	if (!is_swap(major, minor))
+		return false;
+	snprintf(out, bytes, "swap");
+	return true;
+}
+
+/* The device, or a partition of it */
+void use_of(uint32_t major, uint32_t minor, char *out, size_t bytes)
+{
+	char path[64], inner[256];
+	unsigned int ma, mi;
+	struct dirent *e;
+	DIR *dir;
+
+	if (user_of(major, minor, out, bytes))
+		return;
+	snprintf(out, bytes, "opened by another program");
+	snprintf(path, sizeof(path), "/sys/dev/block/%u:%u", major, minor);
+	dir = opendir(path);
+	while (dir && (e = readdir(dir))) {
+		cleanup_free char *dev = NULL, *file = NULL;
+
+		if (*e->d_name == '.' || asprintf(&file, "%s/%s/dev", path, e->d_name) < 0 ||
+		    file_read(file, 8192, &dev, NULL, NULL) || sscanf(dev, "%u:%u", &ma, &mi) != 2)
+			continue;
+		if (user_of(ma, mi, inner, sizeof(inner))) {
+			snprintf(out, bytes, "its partition %.64s is %s", e->d_name, inner);
+			break;
+		}
+	}
+	if (dir)
+		closedir(dir);
+}
+
+/* ------------------------------------------------------------- downwards */
+
+#define DEPTH_MAX	16
+
+static bool read_dev(const char *path, uint32_t *major, uint32_t *minor)
+{
+	cleanup_free char *text = NULL;
+
+	return !file_read(path, 8192, &text, NULL, NULL) && sscanf(text, "%u:%u", major, minor) == 2;
+}
+
+static int below(uint32_t major, uint32_t minor, use_fn *fn, void *arg, int depth);
+
+static int slaves(const char *base, use_fn *fn, void *arg, int depth)
+{
+	char path[512];
+	uint32_t ma, mi;
+	struct dirent *e;
+	DIR *dir;
+	int ret = 0;
+
+	snprintf(path, sizeof(path), "%s/slaves", base);
+	dir = opendir(path);
+	while (dir && !ret && (e = readdir(dir))) {
+		if (*e->d_name == '.')
+			continue;
+		snprintf(path, sizeof(path), "/sys/class/block/%.200s/dev", e->d_name);
+		if (read_dev(path, &ma, &mi))
+			ret = below(ma, mi, fn, arg, depth + 1);
+	}
+	if (dir)
+		closedir(dir);
+	return ret;
+}
+
+/* A loop device lies on what its file's file system lies on */
+static int behind_loop(const char *base, use_fn *fn, void *arg, int depth)
+{
+	cleanup_free char *file = NULL;
+	char path[512];
+	struct stat st;
+
+	snprintf(path, sizeof(path), "%s/loop/backing_file", base);
+	if (file_read(path, 8192, &file, NULL, NULL))
+		return 0;
+	file[strcspn(file, "\n")] = 0;
+	if (stat(file, &st))
+		return 0;
+	return S_ISBLK(st.st_mode) ? below(major(st.st_rdev), minor(st.st_rdev), fn, arg, depth + 1) :
+				     below(major(st.st_dev), minor(st.st_dev), fn, arg, depth + 1);
+}
+
+static int below(uint32_t major, uint32_t minor, use_fn *fn, void *arg, int depth)
+{
+	char base[64], path[128];
+	uint32_t ma, mi;
+	int ret;
+
+	ret = fn(major, minor, arg);
+	if (ret || depth > DEPTH_MAX)
+		return ret;
+	snprintf(base, sizeof(base), "/sys/dev/block/%u:%u", major, minor);
+	ret = slaves(base, fn, arg, depth);
+	snprintf(path, sizeof(path), "%s/partition", base);
+	if (!ret && !access(path, F_OK)) {
+		snprintf(path, sizeof(path), "%s/../dev", base);
+		if (read_dev(path, &ma, &mi))
+			ret = below(ma, mi, fn, arg, depth + 1);
+	}
+	return ret ? ret : behind_loop(base, fn, arg, depth);
+}
+
+int use_below(uint32_t major, uint32_t minor, use_fn *fn, void *arg)
+{
+	return below(major, minor, fn, arg, 0);
+}
+
+static int same_device(uint32_t major, uint32_t minor, void *arg)
+{
+	const uint32_t *other = arg;
+
+	return major == other[0] && minor == other[1];
+}
+
+bool use_lies_on(uint32_t major, uint32_t minor, uint32_t on_major, uint32_t on_minor)
+{
+	uint32_t on[2] = { on_major, on_minor };
+
+	return use_below(major, minor, same_device, on);
+}
+
+uint64_t use_writes(uint32_t major, uint32_t minor)
+{
+	cleanup_free char *text = NULL;
+	unsigned long long writes = 0;
+	char path[64];
+
+	snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/stat", major, minor);
+	if (file_read(path, 8192, &text, NULL, NULL) || sscanf(text, "%*u %*u %*u %*u %llu", &writes) != 1)
+		return 0;
+	return writes;
+}
