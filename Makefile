@@ -96,6 +96,10 @@ install: all			## programs, man pages, units, settings and completion, under DES
 	install -m 644 packaging/*.service $(DESTDIR)$(UNITDIR)/
 	for f in asrd vaultd; do [ -e $(DESTDIR)/etc/asr/$$f.conf ] || \
 		install -m 644 packaging/$$f.conf $(DESTDIR)/etc/asr/ || exit 1; done
+	install -D -m 644 packaging/udev/90-asr.rules $(DESTDIR)$(PREFIX)/lib/udev/rules.d/90-asr.rules
+	install -D -m 755 packaging/initramfs/hook $(DESTDIR)$(PREFIX)/share/initramfs-tools/hooks/asr
+	install -D -m 755 packaging/initramfs/local-premount \
+		$(DESTDIR)$(PREFIX)/share/initramfs-tools/scripts/local-premount/asr
 	install -m 644 $(MAN) $(DESTDIR)$(PREFIX)/share/man/man8/
 	$(B)/asrctl completion bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/asrctl
 

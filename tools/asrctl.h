@@ -204,7 +204,7 @@ void boot_release(json_t *disk, bool protected);	/* udev may show it */
 void boot_log_for(json_t *disk, struct log_for *f);	/* all but the names */
 uint64_t boot_seq(const char *state_dir, const char *group);
 /* After bring-up: the log's generation is noted */
-void boot_note(const char *state_dir, const char *group, json_t *disk, const char *log);
+void boot_note(const char *state_dir, const char *group, json_t *disk, const struct log_at *log);
 int boot_save(const char *from, const char *to, bool root_only, struct why *why);
 void boot_mirror(const char *state_dir);	/* BOOT_DIR is what the state folder says */
 bool boot_is_root(const char *group, json_t *disk);

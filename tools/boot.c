@@ -372,12 +372,24 @@ static void distrust(const struct boot *b, const char *group, json_t *disk, cons
 	save_record(b, group, disk);
 }
 
-/* The log after bring-up: the module has counted its generation */
-static void note_generation(const struct boot *b, const char *group, json_t *disk, const char *log)
+/* The module counts the generation at bring-up, and writes it a moment later: 3 s at most */
+static int read_newer(const char *log, uint64_t than, struct logdev *l)
+{
+	const struct timespec pause = { .tv_nsec = PAUSE_NS };
+	int err = log_open(log, l, NULL);
+
+	for (int i = 0; !err && l->generation <= than && i < 15; i++) {
+		nanosleep(&pause, NULL);
+		err = log_open(log, l, NULL);
+	}
+	return err;
+}
+
+static void note_generation(const struct boot *b, const char *group, json_t *disk, const char *log, uint64_t than)
 {
 	struct logdev l;
 
-	if (!*log || log_open(log, &l, NULL))
+	if (!*log || read_newer(log, than, &l))
 		return;
 	json_object_set_new(json_object_get(disk, "log"), "generation", json_integer((json_int_t)l.generation));
 	json_object_set_new(disk, "boot_id", json_string(b->boot_id));
@@ -385,14 +397,14 @@ static void note_generation(const struct boot *b, const char *group, json_t *dis
 	save_record(b, group, disk);
 }
 
-void boot_note(const char *state_dir, const char *group, json_t *disk, const char *log)
+void boot_note(const char *state_dir, const char *group, json_t *disk, const struct log_at *log)
 {
 	struct boot b = { .state_dir = state_dir };
 	cleanup_free char *id = NULL;
 
 	if (!file_read("/proc/sys/kernel/random/boot_id", 64, &id, NULL, NULL))
 		snprintf(b.boot_id, sizeof(b.boot_id), "%.36s", id);
-	note_generation(&b, group, disk, log);
+	note_generation(&b, group, disk, log->path, log->l.generation);
 }
 
 /* ------------------------------------------------------- one disk, already up */
@@ -421,7 +433,7 @@ static void check_generation(const struct boot *b, const char *group, json_t *di
 	struct logdev l;
 
 	snprintf(path, sizeof(path), "/dev/block/%u:%u", s->asr.log_major, s->asr.log_minor);
-	if (!strcmp(text_of(disk, "boot_id"), b->boot_id) || log_open(path, &l, NULL))
+	if (!strcmp(text_of(disk, "boot_id"), b->boot_id) || read_newer(path, seen, &l))
 		return;
 	if (!*reason && l.generation <= seen) {
 		snprintf(text, sizeof(text), "its log is of generation %llu, and %llu was seen before this boot",
@@ -434,7 +446,7 @@ static void check_generation(const struct boot *b, const char *group, json_t *di
 			tell(b, true, "group %s, disk %s: %s", group, text_of(disk, "name"), why.text);
 		dm_forget(&d);
 	}
-	note_generation(b, group, disk, path);
+	note_generation(b, group, disk, path, 0);
 }
 
 static enum outcome already(const struct boot *b, const char *group, json_t *disk, const struct dm_search *s)
@@ -527,7 +539,7 @@ static int bring_up(const struct boot *b, const char *group, json_t *disk, const
 	if (err)
 		return err;
 	if (json_object_get(disk, "log") && !b->root)
-		note_generation(b, group, disk, log->path);
+		note_generation(b, group, disk, log->path, log->l.generation);
 	tell(b, false, "group %s, disk %s: %s is protected again%s%s", group, text_of(disk, "name"), p->path,
 	     *log->path ? ", log on " : ", without a log: all of it is compared", log->path);
 	return 0;

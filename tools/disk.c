@@ -333,7 +333,7 @@ static int protect(const struct args *a, struct protect *p, struct why *why)
 		return err;
 	}
 	if (*p->log.path)
-		boot_note(p->state_dir, p->group, p->record, p->log.path);
+		boot_note(p->state_dir, p->group, p->record, &p->log);
 	boot_mirror(p->state_dir);
 	return 0;
 }

@@ -282,8 +282,8 @@ int insert_undo(const struct dm_device *x, const struct dm_asr *asr, struct why 
 	int err;
 
 	if (x->suspended || x->inactive)
-		return why_set(why, EBUSY, "%s is suspended or has a second table waiting: somebody is changing it, or was "
-			       "killed while doing so: then `dmsetup clear %s` drops that table", x->name, x->name);
+		return why_set(why, EBUSY, "%s is suspended or has a second table waiting: somebody is changing it, or "
+			       "was killed while doing so: then `dmsetup clear %s` drops that table", x->name, x->name);
 	live = !dm_name_of(asr->major, asr->minor, lower, sizeof(lower)) && !dm_read(lower, &origin, NULL) &&
 	       !strncmp(origin.uuid, UUID_PREFIX, strlen(UUID_PREFIX));
 	err = live ? take_out(x, &origin, why) : remove_wrapper(x, why);

@@ -17,12 +17,14 @@ static json_t *describe(const char *path, const struct logdev *l, uint64_t bytes
 	json_t *o;
 
 	hex_encode(l->uuid, sizeof(l->uuid), hex);
-	o = json_pack("{s:s, s:s, s:s, s:s, s:i, s:I, s:I}", "device", path, "group", l->group, "disk", l->disk, "uuid", hex,
-		      "version", (int)l->version, "bytes", (json_int_t)bytes, "disk_bytes", (json_int_t)(l->sectors * 512));
+	o = json_pack("{s:s, s:s, s:s, s:s, s:i, s:I, s:I}", "device", path, "group", l->group, "disk", l->disk, "uuid",
+		      hex, "version", (int)l->version, "bytes", (json_int_t)bytes, "disk_bytes",
+		      (json_int_t)(l->sectors * 512));
 	json_object_update_new(o, json_pack("{s:I, s:I, s:I, s:I, s:I, s:I}", "region_bytes",
 					    (json_int_t)l->region_sectors * 512, "regions", (json_int_t)l->regions,
 					    "regions_set", (json_int_t)set, "generation", (json_int_t)l->generation,
-					    "durable_seq", (json_int_t)l->durable_seq, "seq_high", (json_int_t)l->seq_high));
+					    "durable_seq", (json_int_t)l->durable_seq, "seq_high",
+					    (json_int_t)l->seq_high));
 	json_object_update_new(o, json_pack("{s:b, s:b, s:i, s:I}", "open", !!(l->flags & ASR_LOGF_OPEN), "broken",
 					    !!(l->flags & ASR_LOGF_BROKEN), "superblocks", (int)l->copies, "damaged_sectors",
 					    (json_int_t)broken));

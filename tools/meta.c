@@ -143,11 +143,11 @@ static int check_below(const char *what, uint32_t major, uint32_t minor, const s
 		return why_set(why, EXDEV, "%s does not lie on a block device, and would not outlive a reboot: "
 			       "take a partition, a volume, or a file on ext4 or xfs", what);
 	if (f->major && use_lies_on(major, minor, f->major, f->minor))
-		return why_set(why, EXDEV, "%s lies on the disk that is to be protected: each write to the log would wait "
-			       "for a write to the log; take another device", what);
+		return why_set(why, EXDEV, "%s lies on the disk that is to be protected: each write to the log would "
+			       "wait for a write to the log; take another device", what);
 	if (use_below(major, minor, is_asr, name))
-		return why_set(why, EXDEV, "%s lies on /dev/mapper/%s, which is protected: the log's own writes would be "
-			       "captured and logged; take another device", what, name);
+		return why_set(why, EXDEV, "%s lies on /dev/mapper/%s, which is protected: the log's own writes would "
+			       "be captured and logged; take another device", what, name);
 	if (f->major && use_lies_on(f->major, f->minor, major, minor))
 		return why_set(why, EXDEV, "the disk that is to be protected lies on %s", what);
 	return 0;
@@ -210,8 +210,8 @@ static int check_content(const char *path, int fd, uint64_t bytes, const struct 
 	if (!what || (f->yes && !strcmp(f->yes, base)))
 		return 0;
 	if (f->yes)
-		return why_set(why, EINVAL, "--yes %s: that is not the name of the device, which is %s and holds %s", f->yes,
-			       base, what);
+		return why_set(why, EINVAL, "--yes %s: that is not the name of the device, which is %s and holds %s",
+			       f->yes, base, what);
 	return why_set(why, EEXIST, "%s holds %s. If all that is on it may be lost, say so with --yes %s", path, what, base);
 }
 

@@ -126,8 +126,8 @@ int logdev_parse(const uint8_t *data, size_t bytes, struct logdev *l, struct why
 		kind[i] = parse_one(data + i * ASR_LOG_BLOCK, &copy[i]);
 	for (int i = 0; i < 2; i++)
 		if (kind[i] == SUPER_NEWER)
-			return why_set(why, EPROTONOSUPPORT, "the log was made by a newer version of dm-asr (format %u; "
-				       "this one knows %u)", copy[i].version, ASR_LOG_VERSION);
+			return why_set(why, EPROTONOSUPPORT, "the log was made by a newer version of dm-asr (format "
+				       "%u; this one knows %u)", copy[i].version, ASR_LOG_VERSION);
 	if (kind[0] == SUPER_NONE && kind[1] == SUPER_NONE)
 		return why_set(why, ENODATA, "there is no write-intent log on it");
 	if (kind[0] != SUPER_GOOD && kind[1] != SUPER_GOOD)
@@ -358,12 +358,12 @@ int logdev_match(const struct logdev *l, const struct logdev_want *w, struct why
 	if (w->uuid && memcmp(l->uuid, w->uuid, sizeof(l->uuid)))
 		return why_set(why, EXDEV, "the log is another one than disk %s of group %s had", w->disk, w->group);
 	if (l->sectors != w->sectors)
-		return why_set(why, ERANGE, "the log is for a disk of %llu sectors, and disk %s of group %s has %llu: it was "
-			       "changed while dm-asr was away", (unsigned long long)l->sectors, w->disk, w->group,
+		return why_set(why, ERANGE, "the log is for a disk of %llu sectors, and disk %s of group %s has %llu: "
+			       "it was changed while dm-asr was away", (unsigned long long)l->sectors, w->disk, w->group,
 			       (unsigned long long)w->sectors);
 	if (l->generation < w->generation)
-		return why_set(why, ESTALE, "the log is older than the one seen last (generation %llu, seen %llu): it was "
-			       "restored from somewhere, and knows nothing of what was written since",
+		return why_set(why, ESTALE, "the log is older than the one seen last (generation %llu, seen %llu): it "
+			       "was restored from somewhere, and knows nothing of what was written since",
 			       (unsigned long long)l->generation, (unsigned long long)w->generation);
 	return 0;
 }

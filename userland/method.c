@@ -401,8 +401,8 @@ static void list_disks(struct group *g, json_t *disks)
 		if (source_ioctl(g->source, ASR_IOC_DISK_INFO, &k))
 			continue;
 		snprintf(lower, sizeof(lower), "%u:%u", k.lower_major, k.lower_minor);
-		json_array_append_new(disks, json_pack("{s:s, s:s, s:i, s:b, s:I, s:s, s:I, s:I, s:I, s:o}", "group", g->name,
-				      "name", k.name, "slot", (int)i, "active", k.active > 0, "sectors",
+		json_array_append_new(disks, json_pack("{s:s, s:s, s:i, s:b, s:I, s:s, s:I, s:I, s:I, s:o}", "group",
+				      g->name, "name", k.name, "slot", (int)i, "active", k.active > 0, "sectors",
 				      (json_int_t)k.sectors, "lower", lower, "dirty_chunks",
 				      (json_int_t)k.dirty_chunks, "errors", (json_int_t)k.errors, "memory_bytes",
 				      (json_int_t)k.memory_bytes, "log", describe_log(&k)));
