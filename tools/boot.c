@@ -474,7 +474,8 @@ static int check_untouched(const struct boot *b, const char *group, json_t *disk
 	int err;
 
 	if (!*reason && writes) {
-		snprintf(text, sizeof(text), "%llu writes went to %.80s before asr was there", (unsigned long long)writes, p->path);
+		snprintf(text, sizeof(text), "%llu writes went to %.80s before asr was there",
+			 (unsigned long long)writes, p->path);
 		reason = text;
 	}
 	if (!*reason || (log->l.flags & ASR_LOGF_BROKEN))
@@ -530,7 +531,8 @@ static int bring_up(const struct boot *b, const char *group, json_t *disk, const
 	if (!dm_have_target("asr"))
 		boot_modprobe("dm_asr");
 	if (!dm_have_target("asr"))
-		return why_set(why, ENODEV, "the kernel has no asr target: the module dm_asr cannot be loaded into this kernel");
+		return why_set(why, ENODEV, "the kernel has no asr target: the module dm_asr cannot be loaded into "
+			       "this kernel");
 	err = make_group(b, group, json_object_get(disk, "log"), why);
 	if (!err && json_object_get(disk, "log"))
 		err = check_log(b, group, disk, p, log, why);
@@ -679,6 +681,7 @@ int boot_run(const struct args *a, struct why *why)
 		out_json(answer);
 	else if (!json_object_size(b.rows))
 		puts("no disk is remembered");
-	return err ? why_set(why, -err, "%u of %zu remembered disks are not protected, %u of them because they are missing",
+	return err ? why_set(why, -err, "%u of %zu remembered disks are not protected, %u of them because they are "
+			     "missing",
 			     b.failed + b.waits, json_object_size(b.rows), b.waits) : 0;
 }

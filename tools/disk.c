@@ -139,7 +139,8 @@ int disk_show(const struct args *a, struct why *why)
 	if (n > 1 || m > 1)
 		return why_set(why, EINVAL, "several groups have a disk %s: say which with --group", name);
 	if (!n && !m)
-		return why_set(why, ENOENT, "there is no disk %s on this host%s%s", name, *asrd.text ? ", as far as files say: " : "; "
+		return why_set(why, ENOENT, "there is no disk %s on this host%s%s", name, *asrd.text ? ", as far as "
+			       "files say: " : "; "
 			       "`asrctl disk list` shows what is", asrd.text);
 	if (!n)
 		json_object_set_new(out, "state", json_string(*asrd.text ? asrd.text : "missing: it is not up"));
@@ -283,7 +284,7 @@ static int make_meta(const struct args *a, struct protect *p, struct why *why)
 	f.sectors = p->sectors;
 	f.major = p->major;
 	f.minor = p->minor;
-	f.seq_high = boot_seq(p->state_dir, p->group);
+	/* seq_high stays 0: the module writes what the group has got to */
 	err = log_make(meta, arg_value(a, "meta-size", NULL), &f, &p->log, why);
 	if (!err && !a->json)
 		printf("its log is %s, in regions of %u KiB\n", *p->log.file ? p->log.file : p->log.path,
@@ -296,7 +297,8 @@ static int remember(struct protect *p, struct why *why)
 	char stable[512];
 
 	log_stable(*p->dm ? p->path : p->device, stable, sizeof(stable));
-	p->record = json_pack("{s:s, s:s, s:s, s:I}", "name", p->disk, "kind", *p->dm ? "dm" : "plain", "device", stable,
+	p->record = json_pack("{s:s, s:s, s:s, s:I}", "name", p->disk, "kind", *p->dm ? "dm" : "plain", "device",
+			      stable,
 			      "sectors", (json_int_t)p->sectors);
 	if (*p->dm) {
 		json_object_set_new(p->record, "dm_name", json_string(p->dm));
@@ -439,7 +441,8 @@ int disk_protect(const struct args *a, struct why *why)
 		say_protected(&p);
 	if (!err && !arg_given(a, "no-wait"))
 		copy = copy_wait(a, &p);
-	answer = err ? NULL : json_pack("{s:s, s:s, s:s, s:s, s:s*, s:s, s:O*}", "device", p.device, "path", p.path, "group",
+	answer = err ? NULL : json_pack("{s:s, s:s, s:s, s:s, s:s*, s:s, s:O*}", "device", p.device, "path", p.path,
+					"group",
 					p.group, "disk", p.disk, "origin", *p.dm ? p.origin : NULL, "copy", copy, "log",
 					json_object_get(p.record, "log"));
 	json_decref(p.record);
@@ -517,7 +520,8 @@ static int forget_gone(const struct args *a, const char *state_dir, struct why *
 		return why_set(why, n ? EINVAL : ENOENT, n ? "several groups have a disk %s: say which with --group" :
 			       "no disk %s is remembered: nothing to forget", s.disk);
 	if (!dm_find_asr(&s, NULL) && s.found)
-		return why_set(why, EBUSY, "disk %s is up, as /dev/mapper/%s: take it out without --forget", s.disk, s.name);
+		return why_set(why, EBUSY, "disk %s is up, as /dev/mapper/%s: take it out without --forget", s.disk,
+			       s.name);
 	err = remember_forget(state_dir, group, s.disk, why);
 	if (err)
 		return err;
@@ -526,7 +530,8 @@ static int forget_gone(const struct args *a, const char *state_dir, struct why *
 	if (a->json)
 		out_json(row);
 	else
-		printf("disk %s of group %s is forgotten on this host; what the vault has of it stays there\n", s.disk, group);
+		printf("disk %s of group %s is forgotten on this host; what the vault has of it stays there\n", s.disk,
+		       group);
 	return 0;
 }
 
@@ -552,8 +557,10 @@ static int take_out(const struct args *a, const char *state_dir, const struct dm
 	if (a->json)
 		out_json(answer);
 	else
-		printf("/dev/mapper/%s is no longer protected; what the vault has of disk %s of group %s stays there%s\n", x->name,
-		       asr->disk, asr->group, root ? ". The root file system is on it: `update-initramfs -u` has the next "
+		printf("/dev/mapper/%s is no longer protected; what the vault has of disk %s of group %s stays "
+		       "there%s\n", x->name,
+		       asr->disk, asr->group, root ? ". The root file system is on it: `update-initramfs -u` has the "
+		       "next "
 		       "boot know it" : "");
 	return 0;
 }

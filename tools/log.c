@@ -26,7 +26,8 @@ static json_t *describe(const char *path, const struct logdev *l, uint64_t bytes
 					    "durable_seq", (json_int_t)l->durable_seq, "seq_high",
 					    (json_int_t)l->seq_high));
 	json_object_update_new(o, json_pack("{s:b, s:b, s:i, s:I}", "open", !!(l->flags & ASR_LOGF_OPEN), "broken",
-					    !!(l->flags & ASR_LOGF_BROKEN), "superblocks", (int)l->copies, "damaged_sectors",
+					    !!(l->flags & ASR_LOGF_BROKEN), "superblocks", (int)l->copies,
+					    "damaged_sectors",
 					    (json_int_t)broken));
 	return o;
 }
@@ -54,7 +55,8 @@ static void show(const json_t *o)
 {
 	static const char *const keys[] = {
 		"group", "disk", "uuid", "version", "bytes", "disk_bytes", "region_bytes", "regions", "regions_set",
-		"generation", "durable_seq", "seq_high", "open", "broken", "superblocks", "damaged_sectors", "remembered",
+		"generation", "durable_seq", "seq_high", "open", "broken", "superblocks", "damaged_sectors",
+		"remembered",
 	};
 	char text[24];
 
@@ -112,24 +114,28 @@ int log_check(const struct args *a, struct why *why)
 {
 	cleanup_json o = NULL;
 	struct logdev l;
+	long long damaged;
 	int err = examine(a->words[0], &o, &l, why);
 
 	if (!err)
 		err = check_remembered(a, &l, o, why);
 	if (err)
 		return err;
-	if (json_integer_value(json_object_get(o, "damaged_sectors")))
-		err = why_set(why, EBADMSG, "%s: %lld sectors of its bitmap are damaged: what they stand for is compared at the "
-			      "next start", a->words[0], (long long)json_integer_value(json_object_get(o, "damaged_sectors")));
+	damaged = (long long)json_integer_value(json_object_get(o, "damaged_sectors"));
+	if (damaged)
+		err = why_set(why, EBADMSG, "%s: %lld sectors of its bitmap are damaged: what they stand for is "
+			      "compared at the next start", a->words[0], damaged);
 	else if (l.flags & ASR_LOGF_BROKEN)
-		err = why_set(why, EBADMSG, "%s proves nothing: a write to it has failed, or its disk was up without it; all of "
+		err = why_set(why, EBADMSG, "%s proves nothing: a write to it has failed, or its disk was up without "
+			      "it; all of "
 			      "the disk is compared at the next start", a->words[0]);
 	if (err)
 		return err;
 	if (a->json)
 		out_json(o);
 	else
-		printf("%s is a sound log of disk %s of group %s: %lld of %llu regions of %u KiB are set\n", a->words[0],
+		printf("%s is a sound log of disk %s of group %s: %lld of %llu regions of %u KiB are set\n",
+		       a->words[0],
 		       l.disk, l.group, (long long)json_integer_value(json_object_get(o, "regions_set")),
 		       (unsigned long long)l.regions, l.region_sectors / 2);
 	return 0;
@@ -146,7 +152,8 @@ static int whose(const struct args *a, char group[ASR_NAME_BYTES], char disk[ASR
 	if (g && (name_check("group", g, why) || name_check("disk", d, why)))
 		return -EINVAL;
 	if (!g && log_open(a->words[0], &l, NULL))
-		return why_set(why, EINVAL, "%s has no log that says whose it is: name the disk with --group and --disk",
+		return why_set(why, EINVAL, "%s has no log that says whose it is: name the disk with --group and "
+			       "--disk",
 			       a->words[0]);
 	strcpy(group, g ? g : l.group);
 	strcpy(disk, d ? d : l.disk);
@@ -167,7 +174,8 @@ int log_format(const struct args *a, struct why *why)
 		return err;
 	record = remember_find(state_dir, group, disk);
 	if (!record || json_object_get(record, "error"))
-		return why_set(why, ENOENT, "%s: this host protects no disk %s of group %s: `asrctl disk protect DEVICE --group %s "
+		return why_set(why, ENOENT, "%s: this host protects no disk %s of group %s: `asrctl disk protect "
+			       "DEVICE --group %s "
 			       "--meta %s` makes a log for one", a->words[0], disk, group, group, a->words[0]);
 	boot_log_for(record, &f);
 	f.seq_high = boot_seq(state_dir, group);
@@ -187,7 +195,8 @@ int log_format(const struct args *a, struct why *why)
 	if (a->json)
 		out_json(json_object_get(record, "log"));
 	else
-		printf("%s is a new log of disk %s of group %s, in regions of %u KiB; all of the disk is compared when it is "
+		printf("%s is a new log of disk %s of group %s, in regions of %u KiB; all of the disk is compared "
+		       "when it is "
 		       "protected next: `asrctl boot`\n", a->words[0], disk, group, at.l.region_sectors / 2);
 	return 0;
 }

@@ -212,7 +212,8 @@ static int check_content(const char *path, int fd, uint64_t bytes, const struct 
 	if (f->yes)
 		return why_set(why, EINVAL, "--yes %s: that is not the name of the device, which is %s and holds %s",
 			       f->yes, base, what);
-	return why_set(why, EEXIST, "%s holds %s. If all that is on it may be lost, say so with --yes %s", path, what, base);
+	return why_set(why, EEXIST, "%s holds %s. If all that is on it may be lost, say so with --yes %s", path, what,
+		       base);
 }
 
 static int open_free(const char *path, int *fd, uint64_t *bytes, struct log_at *at, struct why *why)
@@ -275,7 +276,8 @@ static int make_file(const struct log_for *f, struct log_at *at, const char *siz
 	while (bytes < need)
 		bytes += FILE_DEFAULT;
 	if (size && (size_parse(size, &bytes) || bytes < need || bytes % ASR_LOG_BLOCK))
-		return why_set(why, EINVAL, "bad log size \"%.40s\": for this disk a multiple of 4K from %lluK on is right", size,
+		return why_set(why, EINVAL, "bad log size \"%.40s\": for this disk a multiple of 4K from %lluK on is "
+			       "right", size,
 			       (unsigned long long)need >> 10);
 	*strrchr(dir, '/') = 0;
 	if (stat(*dir ? dir : "/", &st))
@@ -299,12 +301,14 @@ int log_make(const char *meta, const char *size, const struct log_for *f, struct
 	*at = (struct log_at){ .path = "" };
 	if (!stat(meta, &st) && S_ISBLK(st.st_mode)) {
 		if (size)
-			return why_set(why, EINVAL, "--meta-size is for a file that is to be made; %s is a device", meta);
+			return why_set(why, EINVAL, "--meta-size is for a file that is to be made; %s is a device",
+				       meta);
 		snprintf(at->path, sizeof(at->path), "%s", meta);
 		return make_log(f, at, why);
 	}
 	if (*meta != '/' || strlen(meta) >= sizeof(at->file))
-		return why_set(why, EINVAL, "--meta %s: a block device, or the full path of a file to be made, is wanted", meta);
+		return why_set(why, EINVAL, "--meta %s: a block device, or the full path of a file to be made, is "
+			       "wanted", meta);
 	snprintf(at->file, sizeof(at->file), "%s", meta);
 	if (access(meta, F_OK))
 		err = make_file(f, at, size, why);
@@ -366,7 +370,8 @@ int log_advice(struct why *why, const char *reason, const struct log_at *at, con
 {
 	const char *name = *at->file ? at->file : at->path;
 
-	return why_set(why, EINVAL, "%.260s. `asrctl disk log format %.80s --group %s --disk %s --yes %.40s` makes it anew, and "
+	return why_set(why, EINVAL, "%.260s. `asrctl disk log format %.80s --group %s --disk %s --yes %.40s` makes it "
+		       "anew, and "
 		       "all of the disk is compared", reason, name, group, disk, (strrchr(at->path, '/') ?: "/") + 1);
 }
 
@@ -395,7 +400,8 @@ int log_find(json_t *log, const char *group, const char *disk, struct log_at *at
 	/* not there: say what is */
 	err = log_open(at->path, &seen, &reason);
 	if (!err)
-		why_set(&reason, EXDEV, "%.100s has another log, that of disk %s of group %s", at->path, seen.disk, seen.group);
+		why_set(&reason, EXDEV, "%.100s has another log, that of disk %s of group %s", at->path, seen.disk,
+			seen.group);
 	if (err == -ENOENT || err == -ENXIO)
 		err = why_set(why, ENOENT, "its log is not there, neither as %s nor as any other device", at->path);
 	else
@@ -434,7 +440,8 @@ void log_stable(const char *path, char *out, size_t bytes)
 
 		while (dir && (e = readdir(dir))) {
 			snprintf(link, sizeof(link), "%s/%s", folders[i], e->d_name);
-			if (*e->d_name != '.' && !stat(link, &st) && S_ISBLK(st.st_mode) && st.st_rdev == want.st_rdev &&
+			if (*e->d_name != '.' && !stat(link, &st) && S_ISBLK(st.st_mode) &&
+			    st.st_rdev == want.st_rdev &&
 			    strlen(link) < bytes) {
 				strcpy(out, link);
 				closedir(dir);

@@ -69,7 +69,8 @@ static void put_table(json_t *answer)
 
 		json_array_foreach(json_object_get(g, "missing"), j, disk)
 			printf("%s: disk %s IS NOT PROTECTED: it was not brought up; `asrctl boot` tries it, and "
-			       "says why not\n", json_string_value(json_object_get(g, "name")), json_string_value(disk));
+			       "says why not\n", json_string_value(json_object_get(g, "name")),
+			       json_string_value(disk));
 		if (trouble && *trouble)
 			printf("%s: %s\n", json_string_value(json_object_get(g, "name")), trouble);
 	}

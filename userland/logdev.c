@@ -359,8 +359,8 @@ int logdev_match(const struct logdev *l, const struct logdev_want *w, struct why
 		return why_set(why, EXDEV, "the log is another one than disk %s of group %s had", w->disk, w->group);
 	if (l->sectors != w->sectors)
 		return why_set(why, ERANGE, "the log is for a disk of %llu sectors, and disk %s of group %s has %llu: "
-			       "it was changed while dm-asr was away", (unsigned long long)l->sectors, w->disk, w->group,
-			       (unsigned long long)w->sectors);
+			       "it was changed while dm-asr was away", (unsigned long long)l->sectors, w->disk,
+			       w->group, (unsigned long long)w->sectors);
 	if (l->generation < w->generation)
 		return why_set(why, ESTALE, "the log is older than the one seen last (generation %llu, seen %llu): it "
 			       "was restored from somewhere, and knows nothing of what was written since",
