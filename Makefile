@@ -30,7 +30,7 @@ UNITS	:= $(patsubst tests/unit/%.c,$(B)/tests/unit/%,$(wildcard tests/unit/*.c))
 FUZZERS	:= $(patsubst tests/fuzz/%.c,$(B)/fuzz/%,$(wildcard tests/fuzz/*.c))
 MAN	:= $(patsubst docs/%.scd,$(B)/man/%,$(wildcard docs/*.scd))
 
-.PHONY: all help setup deps kernels modules userland tests units check demo bench bench-kernel \
+.PHONY: all help setup deps kernels modules userland tests units check check-kernels demo bench bench-kernel \
 	bench-pipeline bench-rpo fuzz fuzz-build style man install dkms-install deb check-deb clean
 .DEFAULT_GOAL := all
 
@@ -62,6 +62,10 @@ demo: deps			## the main job, end to end, in about two minutes
 check: deps			## all tests
 	@$(MAKE) --no-print-directory modules userland tests man style fuzz-build
 	@tests/run
+
+check-kernels: deps		## every kernel Debian serves: build, boot, module tests (KERNELS="..." picks)
+	@$(MAKE) --no-print-directory userland tests
+	@tests/kernels/check.sh
 
 bench: deps			## all figures: tables, and JSON under build/bench/
 	@$(MAKE) --no-print-directory bench-kernel bench-pipeline bench-rpo

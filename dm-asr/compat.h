@@ -144,11 +144,13 @@ static inline void asr_compat_vma_forbid_write(struct vm_area_struct *vma)
 #error "vm_flags: no known shape"
 #endif
 
-/* `case` label of the measurement status, where it exists. */
+/* `case` label and first words of the measurement status, where it exists. */
 #if ASR_HAS_STATUSTYPE_IMA
-#define ASR_COMPAT_STATUS_IMA	STATUSTYPE_IMA
+#define ASR_COMPAT_STATUS_IMA			STATUSTYPE_IMA
+#define ASR_COMPAT_EMIT_NAME_VERSION(type)	DMEMIT_TARGET_NAME_VERSION(type)
 #elif !ASR_HAS_STATUSTYPE_IMA
-#define ASR_COMPAT_STATUS_IMA	2
+#define ASR_COMPAT_STATUS_IMA			2	/* never asked for */
+#define ASR_COMPAT_EMIT_NAME_VERSION(type)	DMEMIT("target_name=%s", (type)->name)
 #else
 #error "STATUSTYPE_IMA: no known shape"
 #endif

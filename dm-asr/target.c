@@ -85,17 +85,17 @@ static int parse_options(struct asr_target *t, struct dm_arg_set *as)
 static int parse_device(struct asr_target *t, const char *path, const char *offset)
 {
 	unsigned long long start;
+	int r;
 
 	if (kstrtoull(offset, 10, &start) || start + t->sectors < start) {
 		t->ti->error = "<offset> must be a number of sectors on the device";
 		return -EINVAL;
 	}
 	t->start = start;
-	if (dm_get_device(t->ti, path, dm_table_get_mode(t->ti->table), &t->dev)) {
+	r = dm_get_device(t->ti, path, dm_table_get_mode(t->ti->table), &t->dev);
+	if (r)
 		t->ti->error = "cannot open <device>";
-		return -ENODEV;
-	}
-	return 0;
+	return r;
 }
 
 static void set_abilities(struct asr_target *t)
@@ -241,7 +241,7 @@ static void emit_ima(struct asr_target *t, char *result, unsigned int maxlen)
 	struct dm_target *ti = t->ti;
 	unsigned int sz = 0;
 
-	DMEMIT_TARGET_NAME_VERSION(ti->type);
+	ASR_COMPAT_EMIT_NAME_VERSION(ti->type);
 	DMEMIT(",device_name=%s,start=%llu,group=%s,disk=%s,strict=%c,nocopy=%c,throttle_ms=%u;",
 	       t->dev->name, (unsigned long long)t->start, t->group->name, t->disk->name,
 	       t->strict ? 'y' : 'n', t->nocopy ? 'y' : 'n', t->throttle_ms);
