@@ -37,6 +37,9 @@
  * arrival: a write waits for every overlapping one with a smaller ticket, and
  * nobody overtakes.
  *
+ * A disk with a write-intent log: a write to a region whose bit is not durable
+ * yet waits for it (intent.c), before it has a place in the ring.
+ *
  * No record. When the ring is full the write waits for room a while if the
  * table says so (throttle_ms), then the group goes to TRACK: a dirty bit, set
  * before the write goes down, takes the place of the record (K4).
@@ -142,6 +145,8 @@ static bool reserve_locked(struct asr_group *g, struct asr_io *io)
 	io->pos = rec->pos;
 	io->how = ASR_IO_CAPTURED;
 	list_add_tail(&io->link, &g->busy);
+	if (io->sectors)
+		t->disk->last_seq = rec->seq;
 	if (payload) {
 		g->writes++;
 		g->write_bytes += payload;
@@ -171,8 +176,8 @@ static bool throttle(struct asr_io *io)
 
 /*
  * Lets io in: ASR_IO_FLYING when it has its record or dirty bits and may be
- * submitted, ASR_IO_WAITING behind an overlapping one, ASR_IO_QUEUED when
- * there is no room yet.
+ * submitted, ASR_IO_WAITING behind an overlapping one, ASR_IO_LOGGING until the
+ * bit of its region is durable, ASR_IO_QUEUED when there is no room yet.
  */
 static __always_inline int enter_locked(struct asr_group *g, struct asr_io *io)
 {
@@ -185,6 +190,9 @@ static __always_inline int enter_locked(struct asr_group *g, struct asr_io *io)
 		o->contended = true;
 		return ASR_IO_WAITING;
 	}
+	if (io->sectors && !asr_intent_covers_locked(io->t->disk->intent, io->sector, io->sectors) &&
+	    !asr_intent_enter_locked(io->t->disk->intent, io->sector, io->sectors))
+		return ASR_IO_LOGGING;
 	if (likely(g->state == ASR_STATE_CAPTURE) && unlikely(!reserve_locked(g, io))) {
 		if (g->state == ASR_STATE_CAPTURE && throttle(io))
 			return ASR_IO_QUEUED;
@@ -304,6 +312,8 @@ static noinline int put_off_locked(struct asr_group *g, struct asr_io *io, int p
 	link_locked(io->t->disk, io);
 	if (place == ASR_IO_WAITING) {
 		g->overlaps++;
+	} else if (place == ASR_IO_LOGGING) {
+		list_add_tail(&io->link, &io->t->disk->intent->waiting);
 	} else {
 		list_add_tail(&io->link, &g->queue);
 		queue_delayed_work(asr_wq, &g->queue_work, 1);
@@ -346,8 +356,8 @@ int asr_capture_map(struct asr_target *t, struct bio *bio, struct asr_io *io)
 
 /*
  * Takes one write of the queue that may go now. Writes that have to wait for
- * an overlapping one leave the queue on the way; at the first that waits for
- * room it ends, and *again is set.
+ * an overlapping one or for the log leave the queue on the way; at the first
+ * that waits for room it ends, and *again is set.
  */
 static struct asr_io *next_locked(struct asr_group *g, bool *again)
 {
@@ -363,6 +373,8 @@ static struct asr_io *next_locked(struct asr_group *g, bool *again)
 			*again = true;
 			return NULL;
 		}
+		if (io->place == ASR_IO_LOGGING)
+			list_add_tail(&io->link, &io->t->disk->intent->waiting);
 	}
 	return NULL;
 }

@@ -39,6 +39,7 @@ union asr_args {
 	struct asr_dirty dirty;
 	struct asr_mark mark;
 	struct asr_release release;
+	struct asr_durable durable;
 };
 
 static struct asr_group *group_of(struct asr_file *f)
@@ -130,6 +131,11 @@ static int do_release(struct asr_file *f, union asr_args *a)
 	return asr_group_release(f->group, &a->release);
 }
 
+static int do_durable(struct asr_file *f, union asr_args *a)
+{
+	return asr_intent_durable(f->group, &a->durable);
+}
+
 static const struct {
 	unsigned int cmd;
 	int (*call)(struct asr_file *f, union asr_args *a);
@@ -149,6 +155,7 @@ static const struct {
 	{ ASR_IOC_TRACK, do_track, true },
 	{ ASR_IOC_MARK, do_mark, true },
 	{ ASR_IOC_RELEASE, do_release, true },
+	{ ASR_IOC_DURABLE, do_durable, true },
 };
 
 static long dev_ioctl(struct file *file, unsigned int cmd, unsigned long arg)

@@ -77,6 +77,12 @@ static inline void asr_compat_bio_init(struct bio *bio, struct bio *like,
 {
 	bio_init(bio, like->bi_bdev, vecs, max, like->bi_opf & ~REQ_POLLED);
 }
+
+static inline void asr_compat_bio_init_own(struct bio *bio, struct block_device *bdev,
+					   struct bio_vec *vecs, unsigned short max, unsigned int opf)
+{
+	bio_init(bio, bdev, vecs, max, (__force blk_opf_t)opf);
+}
 #elif !ASR_HAS_BIO_INIT_BDEV
 static inline void asr_compat_bio_init(struct bio *bio, struct bio *like,
 				       struct bio_vec *vecs, unsigned short max)
@@ -84,6 +90,14 @@ static inline void asr_compat_bio_init(struct bio *bio, struct bio *like,
 	bio_init(bio, vecs, max);
 	bio_copy_dev(bio, like);
 	bio->bi_opf = like->bi_opf;
+}
+
+static inline void asr_compat_bio_init_own(struct bio *bio, struct block_device *bdev,
+					   struct bio_vec *vecs, unsigned short max, unsigned int opf)
+{
+	bio_init(bio, vecs, max);
+	bio_set_dev(bio, bdev);
+	bio->bi_opf = opf;
 }
 #else
 #error "bio_init: no known shape"
@@ -127,6 +141,21 @@ static inline void asr_compat_no_write_same(struct dm_target *ti)
 static inline void asr_compat_no_write_same(struct dm_target *ti) { }
 #else
 #error "write same: no known shape"
+#endif
+
+/* The size of a device. */
+#if ASR_HAS_BDEV_NR_BYTES
+static inline u64 asr_compat_bdev_bytes(struct block_device *bdev)
+{
+	return bdev_nr_bytes(bdev);
+}
+#elif !ASR_HAS_BDEV_NR_BYTES
+static inline u64 asr_compat_bdev_bytes(struct block_device *bdev)
+{
+	return i_size_read(bdev->bd_inode);
+}
+#else
+#error "the size of a device: no known shape"
 #endif
 
 /* A mapping that stays read-only. */

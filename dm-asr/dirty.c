@@ -24,6 +24,37 @@
 #define SCAN_CHUNKS	(1UL << 18)	/* 32 KiB of map: some 5 us */
 #define STEP_CHUNKS	4096UL		/* changed under one lock section */
 
+/* The kernel's own count in int, and 128 TiB are more bits than that. */
+static void fill(unsigned long *map, u64 from, u64 bits)
+{
+	u64 n;
+
+	for (; bits; bits -= n, from += n) {
+		n = min_t(u64, bits, 1U << 30);
+		bitmap_set(map + BIT_WORD(from), from % BITS_PER_LONG, n);
+	}
+}
+
+static u64 weight(const unsigned long *map, u64 bits)
+{
+	u64 sum = 0, from, n;
+
+	for (from = 0; from < bits; from += n) {
+		n = min_t(u64, bits - from, 1U << 30);
+		sum += bitmap_weight(map + BIT_WORD(from), n);
+	}
+	return sum;
+}
+
+/* Words, not bits: those beyond the end are zero. */
+static void or_words(unsigned long *to, const unsigned long *from, u64 bits)
+{
+	u64 i, n = BITS_TO_LONGS(bits);
+
+	for (i = 0; i < n; i++)
+		to[i] |= from[i];
+}
+
 int asr_dirty_alloc(struct asr_map *m, u64 sectors, u64 first)
 {
 	u64 chunks = DIV_ROUND_UP_ULL(sectors, ASR_CHUNK_SECTORS);
@@ -42,7 +73,7 @@ int asr_dirty_alloc(struct asr_map *m, u64 sectors, u64 first)
 		return -ENOMEM;
 	}
 	if (start < chunks) {
-		bitmap_set(m->dirty, start, chunks - start);
+		fill(m->dirty, start, chunks - start);
 		m->marked = chunks - start;
 	}
 	return 0;
@@ -74,8 +105,34 @@ void asr_dirty_set_locked(struct asr_disk *d, u64 sector, u64 sectors)
 void asr_dirty_set_all_locked(struct asr_disk *d)
 {
 	lockdep_assert_held(&d->group->lock);
-	bitmap_set(d->map.dirty, 0, d->map.chunks);
+	fill(d->map.dirty, 0, d->map.chunks);
 	d->map.marked = d->map.chunks;
+}
+
+void asr_dirty_clear_all_locked(struct asr_disk *d)
+{
+	size_t bytes = BITS_TO_LONGS(d->map.chunks) * sizeof(long);
+
+	lockdep_assert_held(&d->group->lock);
+	memset(d->map.dirty, 0, bytes);
+	memset(d->map.taken, 0, bytes);
+	d->map.marked = 0;
+	d->map.taken_count = 0;
+}
+
+void asr_dirty_set_regions_locked(struct asr_disk *d, const unsigned long *bits, u64 regions, u32 shift)
+{
+	u64 per = (1ULL << shift) / ASR_CHUNK_SECTORS, r = 0, end;
+	struct asr_map *m = &d->map;
+
+	lockdep_assert_held(&d->group->lock);
+	while ((r = find_next_bit(bits, regions, r)) < regions) {
+		end = find_next_zero_bit(bits, regions, r);
+		if (r * per < m->chunks)
+			fill(m->dirty, r * per, min(end * per, m->chunks) - r * per);
+		r = end;
+	}
+	m->marked = weight(m->dirty, m->chunks);
 }
 
 /* What was taken counts as dirty: the consumer works with the old size. */
@@ -85,15 +142,18 @@ void asr_dirty_resize_locked(struct asr_disk *d, struct asr_map *to)
 	u64 common = min(from->chunks, to->chunks);
 
 	lockdep_assert_held(&d->group->lock);
-	if (common)
-		bitmap_clear(to->dirty, 0, common);
-	bitmap_or(from->dirty, from->dirty, from->taken, from->chunks);
-	/* the last chunk of the smaller one may have been a short one */
+	or_words(from->dirty, from->taken, from->chunks);
+	memset(to->dirty, 0, BITS_TO_LONGS(to->chunks) * sizeof(long));
 	if (common) {
-		bitmap_or(to->dirty, to->dirty, from->dirty, common - 1);
+		or_words(to->dirty, from->dirty, common);
+		/* the last chunk of the smaller one may have been a short one */
 		__set_bit(common - 1, to->dirty);
 	}
-	to->marked = bitmap_weight(to->dirty, to->chunks);
+	if (to->chunks > common)
+		fill(to->dirty, common, to->chunks - common);
+	else if (to->chunks % BITS_PER_LONG)
+		to->dirty[BIT_WORD(to->chunks)] &= BITMAP_LAST_WORD_MASK(to->chunks);
+	to->marked = weight(to->dirty, to->chunks);
 	swap(*from, *to);
 }
 
@@ -167,11 +227,12 @@ static void ack_chunk(struct asr_map *m, u64 chunk)
 		m->marked--;
 }
 
-/* Applies one to each chunk of the range, in steps. */
+/* Applies one to each chunk of the range, in steps, and log to each step. */
 static int for_range(struct asr_group *g, const struct asr_dirty *arg,
-		     void (*one)(struct asr_map *, u64))
+		     void (*one)(struct asr_map *, u64),
+		     void (*log)(struct asr_disk *, u64 sector, u64 sectors))
 {
-	u64 n = 0, end;
+	u64 n = 0, end, from;
 	struct asr_disk *d;
 
 	do {
@@ -186,8 +247,10 @@ static int for_range(struct asr_group *g, const struct asr_dirty *arg,
 			spin_unlock_irq(&g->lock);
 			return -EPERM;
 		}
+		from = (arg->chunk + n) * ASR_CHUNK_SECTORS;
 		for (end = min_t(u64, arg->count, n + STEP_CHUNKS); n < end; n++)
 			one(&d->map, arg->chunk + n);
+		log(d, from, (arg->chunk + n) * ASR_CHUNK_SECTORS - from);
 		spin_unlock_irq(&g->lock);
 		cond_resched();
 	} while (n < arg->count);
@@ -196,12 +259,12 @@ static int for_range(struct asr_group *g, const struct asr_dirty *arg,
 
 int asr_dirty_ack(struct asr_group *g, const struct asr_dirty *arg)
 {
-	return for_range(g, arg, ack_chunk);
+	return for_range(g, arg, ack_chunk, asr_intent_touch_locked);
 }
 
 int asr_dirty_set(struct asr_group *g, const struct asr_dirty *arg)
 {
-	return for_range(g, arg, mark_chunk);
+	return for_range(g, arg, mark_chunk, asr_intent_want_locked);
 }
 
 static void return_piece(struct asr_map *m, u64 from, u64 end)

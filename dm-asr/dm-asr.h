@@ -5,6 +5,8 @@
  *   bio -> target.c -> capture.c -> ring.c  =DOOR 1=  consumer (chardev.c)
  *                          |
  *                       dirty.c            what the ring does not hold
+ *                       intent.c           what a crash must not forget, on the
+ *                       bringup.c          log device: logdev.c
  *                       group.c            who belongs together, in which state
  *
  * Locks, outermost first. There are two.
@@ -18,8 +20,8 @@
  *                                          other I/O may be suspended
  *   group->lock        spinlock  any, irq  all else: the ring's positions, the
  *                      irqsave             state, records in flight, overlaps,
- *                                          dirty maps, holds. Taken twice per
- *                                          write: in map and at completion
+ *                                          dirty maps, logs, holds. Taken twice
+ *                                          per write: in map and at completion
  *
  * group->disks[] is written under both, so either is enough to read it.
  */
@@ -63,6 +65,60 @@ struct asr_map {
 	u64 taken_count;
 };
 
+/* A block of a log's bitmap. */
+#define ASR_LOG_BLOCK_SECTORS	(ASR_LOG_BLOCK / ASR_LOG_SECTOR)
+#define ASR_LOG_BLOCK_BITS	(ASR_LOG_BLOCK_SECTORS * ASR_LOG_SECTOR_BITS)
+
+/* The device of a log. One user at a time: no lock. */
+struct asr_logdev {
+	struct block_device *bdev;
+	struct page *page;
+	struct bio bio;
+	struct bio_vec vec;
+	struct asr_log_super super;	/* as it was last read or written */
+	u64 writes;			/* of blocks; READ_ONCE by others */
+};
+
+/* A bit per region, several times; all of whole blocks. group->lock */
+struct asr_regions {
+	unsigned long *bits;	/* durable on the device: writes may go there */
+	unsigned long *want;	/* to become so */
+	unsigned long *sent;	/* what the worker writes just now; the worker's */
+	unsigned long *recent;	/* part of bits: written in this epoch */
+	unsigned long *blocks;	/* a bit per block that is due */
+	unsigned long *flying;	/* ... that the worker has in hand; the worker's */
+	u64 count;
+	u64 nr_blocks;
+};
+
+/* The write-intent log of a disk. */
+struct asr_intent {
+	/* constant */
+	u32 shift;		/* region = sector >> shift */
+
+	/* the worker, or who has stopped it */
+	struct asr_logdev dev;
+	struct block_device *data;	/* of the disk, to be flushed */
+	u64 sectors;
+	bool told;		/* the device knows that it is broken, or is not to be touched */
+
+	/* group->lock */
+	struct asr_disk *disk;
+	struct asr_target *owner;	/* last resumed with it */
+	struct asr_regions map;
+	u64 set;		/* of map.bits */
+	struct list_head waiting;	/* writes */
+	u64 epoch_seq;		/* last record of the disk when the epoch began */
+	unsigned long epoch_end;	/* jiffies, the earliest */
+	unsigned long super_due;	/* jiffies */
+	u64 super_seq, super_durable;	/* as last written */
+	bool open;		/* its superblock says OPEN: writes may pass */
+	bool broken;
+	bool stopped;		/* the worker is to do nothing */
+
+	struct delayed_work work;
+};
+
 /* A protected disk: outlives the tables that map it, by name and reference. */
 struct asr_disk {
 	struct asr_group *group;
@@ -78,6 +134,8 @@ struct asr_disk {
 	u64 start;		/* on the lower device */
 	dev_t lower;
 	struct asr_map map;
+	struct asr_intent *intent;
+	u64 last_seq;		/* of the last record of a write to it */
 	u64 errors;
 	bool nocopy;		/* its records hold nothing: it stays dirty */
 	bool live;		/* was resumed once: the stream knows it */
@@ -144,6 +202,8 @@ struct asr_group {
 	struct asr_change changes[8];	/* not yet logged */
 	unsigned int nr_changes;
 	u64 marks, overflows, overlaps, holds_broken, writes, write_bytes;
+	u64 durable_seq;		/* at the vault: all records up to it */
+	u64 seq_logged;			/* the highest that a log of this group was told */
 
 	struct delayed_work queue_work;
 	struct delayed_work hold_work;
@@ -156,6 +216,8 @@ struct asr_group {
 struct asr_target {
 	struct dm_target *ti;
 	struct dm_dev *dev;
+	struct dm_dev *logdev;		/* or NULL */
+	struct asr_intent *intent;	/* read in ctr, until resume: then the disk's, or spare */
 	struct asr_group *group;
 	struct asr_disk *disk;
 	sector_t start;
@@ -171,12 +233,13 @@ struct asr_target {
 /* asr_io.how */
 enum { ASR_IO_NONE, ASR_IO_CAPTURED, ASR_IO_TRACKED };
 /* asr_io.place */
-enum { ASR_IO_FLYING, ASR_IO_WAITING, ASR_IO_QUEUED };
+enum { ASR_IO_FLYING, ASR_IO_WAITING, ASR_IO_QUEUED, ASR_IO_LOGGING };
 
 /* A write on its way, in the bio's per-target data; group->lock. */
 struct asr_io {
 	struct hlist_node node;		/* in the disk's table of overlaps */
-	struct list_head link;		/* group->busy, ->queue, ->held or ->released */
+	struct list_head link;		/* group->busy, ->queue, ->held, ->released or
+					   intent->waiting */
 	struct asr_target *t;
 	struct bio *bio;
 	struct asr_rec *rec;
@@ -242,6 +305,8 @@ static inline u64 asr_ring_free_bytes(const struct asr_ring *r)
 /* Is a wake-up due? The caller calls asr_ring_wake after it has unlocked. */
 bool asr_ring_wake_due_locked(struct asr_group *g);
 void asr_ring_wake(struct asr_group *g);
+/* Of the last record that the consumer has done with. */
+u64 asr_ring_consumed_seq_locked(struct asr_group *g);
 /* For poll: are all records before the wake position committed? */
 bool asr_ring_ready(struct asr_group *g, bool *poisoned);
 /* A new consumer: its page starts from what the kernel knows. */
@@ -253,12 +318,78 @@ int asr_dirty_alloc(struct asr_map *m, u64 sectors, u64 first);
 void asr_dirty_free(struct asr_map *m);
 void asr_dirty_set_locked(struct asr_disk *d, u64 sector, u64 sectors);
 void asr_dirty_set_all_locked(struct asr_disk *d);
+void asr_dirty_clear_all_locked(struct asr_disk *d);
+/* Dirty, too: the regions of 1 << shift sectors in bits. Up to some ms per TiB, at bring-up. */
+void asr_dirty_set_regions_locked(struct asr_disk *d, const unsigned long *bits, u64 regions, u32 shift);
 /* Keeps the bits of the part both have. Holds the lock for some 0.3 ms per TiB. */
 void asr_dirty_resize_locked(struct asr_disk *d, struct asr_map *bigger);
 int asr_dirty_fetch(struct asr_group *g, struct asr_dirty *arg);
 int asr_dirty_ack(struct asr_group *g, const struct asr_dirty *arg);
 int asr_dirty_set(struct asr_group *g, const struct asr_dirty *arg);
 void asr_dirty_return(struct asr_group *g);
+
+/* ------------------------------------------------------------- intent.c */
+extern struct workqueue_struct *asr_intent_wq;
+
+/* May a write go by what is known of this epoch? l may be NULL. The fast way in. */
+static inline bool asr_intent_covers_locked(const struct asr_intent *l, u64 sector, u32 sectors)
+{
+	u64 region;
+
+	if (!l)
+		return true;
+	region = sector >> l->shift;
+	return likely(test_bit(region, l->map.recent)) && region == (sector + sectors - 1) >> l->shift;
+}
+
+/* The slow way in; false: it has to wait, the worker was told. */
+bool asr_intent_enter_locked(struct asr_intent *l, u64 sector, u64 sectors);
+/* Chunks have become dirty without a write. d->intent may be NULL, here and below. */
+void asr_intent_want_locked(struct asr_disk *d, u64 sector, u64 sectors);
+/* Chunks were acknowledged. */
+void asr_intent_touch_locked(struct asr_disk *d, u64 sector, u64 sectors);
+int asr_intent_durable(struct asr_group *g, const struct asr_durable *arg);
+u64 asr_intent_memory(const struct asr_intent *l);
+/* The rest for bringup.c. */
+int asr_intent_alloc_map(struct asr_regions *m, u64 regions);
+void asr_intent_free_map(struct asr_regions *m);
+u64 asr_intent_weight(const unsigned long *bits, u64 blocks);
+void asr_intent_want(struct asr_intent *l, u64 first, u64 last);
+void asr_intent_want_all(struct asr_intent *l);
+void asr_intent_kick_locked(struct asr_intent *l);
+int asr_intent_commit(struct asr_intent *l);
+int asr_intent_write_super(struct asr_intent *l, u32 flags);
+void asr_intent_break(struct asr_intent *l, int err);
+void asr_intent_tell(struct asr_intent *l);
+void asr_intent_work(struct work_struct *work);
+
+/* ------------------------------------------------------------ bringup.c */
+/* t is bound to its disk. 0, or -errno and ti->error. May sleep. */
+int asr_intent_ctr(struct asr_target *t, const char *path);
+/* .preresume: which log counts from here on. fresh: the disk was in no live
+   table; doubt: what the device holds is unknown. Waits for the log device,
+   allocates nothing. 0, -ESTALE or another -errno: the table cannot be used. */
+int asr_intent_adopt(struct asr_target *t, bool fresh, bool doubt);
+/* After adopt of a fresh disk: dirty is what the log names, or all. */
+void asr_intent_dirty_locked(struct asr_disk *d);
+/* .resume and .postsuspend: the worker may work, must not. */
+void asr_intent_start(struct asr_target *t);
+void asr_intent_stop(struct asr_target *t);
+/* .dtr, before asr_disk_put. Ends the log if t was the last to use it. */
+void asr_intent_dtr(struct asr_target *t);
+const char *asr_intent_state(const struct asr_intent *l);
+
+/* ------------------------------------------------------------- logdev.c */
+/* The text of what is wrong, or NULL; v->bdev and v->page are set. */
+char *asr_logdev_open(struct asr_logdev *v, struct asr_target *t, const char *group, const char *disk);
+bool asr_logdev_fits(struct asr_logdev *v, u64 regions);
+/* 0, -ENODATA, -EBADMSG, or the error of a read */
+int asr_logdev_read_super(struct asr_logdev *v);
+int asr_logdev_reread(struct asr_logdev *v);
+int asr_logdev_write_super(struct asr_logdev *v);
+int asr_logdev_read_bits(struct asr_logdev *v, u64 block, unsigned long *map, unsigned long *bad);
+int asr_logdev_write_bits(struct asr_logdev *v, u64 block, const unsigned long *map, bool fua);
+int asr_logdev_flush(struct asr_logdev *v, struct block_device *dev);
 
 /* -------------------------------------------------------------- group.c */
 extern struct mutex asr_groups_mutex;

@@ -445,6 +445,11 @@ int asr_group_delete(const char *name)
 	return 0;
 }
 
+static u64 memory_of(const struct asr_disk *d)
+{
+	return sizeof(*d) + d->map.chunks / 4 + (d->intent ? asr_intent_memory(d->intent) : 0);
+}
+
 static void fill_info_locked(struct asr_group *g, struct asr_group_info *i)
 {
 	struct asr_disk *d;
@@ -473,7 +478,7 @@ static void fill_info_locked(struct asr_group *g, struct asr_group_info *i)
 			continue;
 		i->disks = n + 1;
 		i->dirty_chunks += d->map.marked;
-		i->memory_bytes += sizeof(*d) + d->map.chunks / 4;
+		i->memory_bytes += memory_of(d);
 	}
 }
 
@@ -721,9 +726,12 @@ int asr_disk_resume(struct asr_target *t)
 {
 	struct asr_group *g = t->group;
 	struct asr_disk *d = t->disk;
-	bool wake, all, resized;
-	int r = 0;
+	bool wake, all, resized, fresh = !d->live;
+	int r;
 
+	r = asr_intent_adopt(t, fresh, t->nocopy || moved(d, t));
+	if (r)
+		return r;
 	spin_lock_irq(&g->lock);
 	resized = d->sectors != t->sectors;
 	if (resized && WARN_ON_ONCE(!t->spare.dirty)) {
@@ -735,7 +743,9 @@ int asr_disk_resume(struct asr_target *t)
 		asr_dirty_resize_locked(d, &t->spare);
 		d->sectors = t->sectors;
 	}
-	if (all || t->nocopy)	/* with nocopy no ACK is taken */
+	if (fresh && d->intent && !t->nocopy)
+		asr_intent_dirty_locked(d);
+	else if (all || t->nocopy)	/* with nocopy no ACK is taken */
 		asr_dirty_set_all_locked(d);
 	d->live = true;
 	d->current_table = t;
@@ -750,6 +760,14 @@ out:
 	if (wake)
 		asr_ring_wake(g);
 	return r;
+}
+
+static void fill_log_info_locked(const struct asr_intent *l, struct asr_disk_info *i)
+{
+	i->log_region_sectors = 1u << l->shift;
+	i->log_flags = (l->open || l->broken ? ASR_LOGF_OPEN : 0) | (l->broken ? ASR_LOGF_BROKEN : 0);
+	i->log_regions_set = l->set;
+	i->log_writes = READ_ONCE(l->dev.writes);
 }
 
 int asr_disk_info(struct asr_group *g, struct asr_disk_info *arg)
@@ -771,6 +789,9 @@ int asr_disk_info(struct asr_group *g, struct asr_disk_info *arg)
 		out.lower_minor = MINOR(d->lower);
 		out.dirty_chunks = d->map.marked;
 		out.errors = d->errors;
+		out.memory_bytes = memory_of(d);
+		if (d->intent)
+			fill_log_info_locked(d->intent, &out);
 		memcpy(out.name, d->name, sizeof(out.name));
 		*arg = out;
 	}

@@ -115,6 +115,15 @@ void asr_ring_read_tail_locked(struct asr_group *g)
 	queue_work(asr_wq, &g->report_work);
 }
 
+u64 asr_ring_consumed_seq_locked(struct asr_group *g)
+{
+	struct asr_ring *r = &g->ring;
+	struct asr_rec *rec = r->data + (r->tail & r->mask);
+
+	lockdep_assert_held(&g->lock);
+	return (r->tail == r->head ? r->next_seq : rec->seq) - 1;
+}
+
 /* All of the header but sector and sectors. */
 static struct asr_rec *fill(struct asr_ring *r, u16 kind, u16 disk, u32 payload)
 {

@@ -44,9 +44,23 @@ static int parse_throttle(struct asr_target *t, struct dm_arg_set *as)
 	return 0;
 }
 
-static int parse_options(struct asr_target *t, struct dm_arg_set *as)
+static int parse_log(struct asr_target *t, struct dm_arg_set *as, const char **log)
 {
-	static const struct dm_arg arg = { 0, 4, "the number of options must be 0 to 4" };
+	if (!as->argc) {
+		t->ti->error = "log needs a device";
+		return -EINVAL;
+	}
+	if (*log) {
+		t->ti->error = "log stands twice; a disk has one log";
+		return -EINVAL;
+	}
+	*log = dm_shift_arg(as);
+	return 0;
+}
+
+static int parse_options(struct asr_target *t, struct dm_arg_set *as, const char **log)
+{
+	static const struct dm_arg arg = { 0, 6, "the number of options must be 0 to 6" };
 	struct dm_target *ti = t->ti;
 	unsigned int n;
 	const char *opt;
@@ -54,7 +68,7 @@ static int parse_options(struct asr_target *t, struct dm_arg_set *as)
 	if (!as->argc)
 		return 0;
 	if (dm_read_arg_group(&arg, as, &n, &ti->error)) {
-		ti->error = "the number of options must be 0 to 4, and that many must follow";
+		ti->error = "the number of options must be 0 to 6, and that many must follow";
 		return -EINVAL;
 	}
 	if (n != as->argc) {
@@ -67,11 +81,14 @@ static int parse_options(struct asr_target *t, struct dm_arg_set *as)
 			t->strict = true;
 		} else if (!strcmp(opt, "nocopy")) {
 			t->nocopy = true;
+		} else if (!strcmp(opt, "log")) {
+			if (parse_log(t, as, log))
+				return -EINVAL;
 		} else if (!strcmp(opt, "throttle_ms")) {
 			if (parse_throttle(t, as))
 				return -EINVAL;
 		} else {
-			ti->error = "unknown option; known: strict, throttle_ms <n>, nocopy";
+			ti->error = "unknown option; known: strict, throttle_ms <n>, nocopy, log <device>";
 			return -EINVAL;
 		}
 	}
@@ -115,6 +132,7 @@ static void set_abilities(struct asr_target *t)
 static int asr_ctr(struct dm_target *ti, unsigned int argc, char **argv)
 {
 	struct dm_arg_set as = { .argc = argc - 4, .argv = argv + 4 };
+	const char *log = NULL;
 	struct asr_target *t;
 	int r = -EINVAL;
 
@@ -138,7 +156,7 @@ static int asr_ctr(struct dm_target *ti, unsigned int argc, char **argv)
 	t->ti = ti;
 	t->sectors = ti->len;
 	INIT_WORK(&t->event_work, event_work);
-	r = parse_options(t, &as);
+	r = parse_options(t, &as, &log);
 	if (r)
 		goto out_free;
 	r = parse_device(t, argv[0], argv[1]);
@@ -150,12 +168,17 @@ static int asr_ctr(struct dm_target *ti, unsigned int argc, char **argv)
 	r = asr_disk_get(t, argv[2], argv[3]);
 	if (r)
 		goto out_put_device;
+	r = log ? asr_intent_ctr(t, log) : 0;
+	if (r)
+		goto out_put_disk;
 	set_abilities(t);
 	if (t->nocopy)
 		DMWARN("group %s disk %s: nocopy: NOTHING IS PROTECTED, for measurements only",
 		       argv[2], argv[3]);
 	return 0;
 
+out_put_disk:
+	asr_disk_put(t);
 out_put_device:
 	dm_put_device(ti, t->dev);
 out_free:
@@ -167,6 +190,7 @@ static void asr_dtr(struct dm_target *ti)
 {
 	struct asr_target *t = ti->private;
 
+	asr_intent_dtr(t);
 	asr_disk_put(t);
 	cancel_work_sync(&t->event_work);
 	dm_put_device(ti, t->dev);
@@ -205,6 +229,11 @@ static void asr_presuspend(struct dm_target *ti)
 	asr_group_break_hold(t->group);
 }
 
+static void asr_postsuspend(struct dm_target *ti)
+{
+	asr_intent_stop(ti->private);
+}
+
 static int asr_preresume(struct dm_target *ti)
 {
 	return asr_disk_resume(ti->private);
@@ -215,6 +244,7 @@ static void asr_resume(struct dm_target *ti)
 	struct asr_target *t = ti->private;
 
 	asr_dirty_free(&t->spare);	/* not needed, or those of the old size */
+	asr_intent_start(t);
 	asr_compat_stable_resume(ti);
 }
 
@@ -222,7 +252,8 @@ static void asr_resume(struct dm_target *ti)
 
 static void emit_table(struct asr_target *t, char *result, unsigned int maxlen)
 {
-	unsigned int sz = 0, n = t->strict + t->nocopy + (t->throttle_ms ? 2 : 0);
+	unsigned int sz = 0, n = t->strict + t->nocopy + (t->throttle_ms ? 2 : 0) +
+		(t->logdev ? 2 : 0);
 
 	DMEMIT("%s %llu %s %s", t->dev->name, (unsigned long long)t->start,
 	       t->group->name, t->disk->name);
@@ -234,6 +265,8 @@ static void emit_table(struct asr_target *t, char *result, unsigned int maxlen)
 		DMEMIT(" throttle_ms %u", t->throttle_ms);
 	if (t->nocopy)
 		DMEMIT(" nocopy");
+	if (t->logdev)
+		DMEMIT(" log %s", t->logdev->name);
 }
 
 static void emit_ima(struct asr_target *t, char *result, unsigned int maxlen)
@@ -242,25 +275,29 @@ static void emit_ima(struct asr_target *t, char *result, unsigned int maxlen)
 	unsigned int sz = 0;
 
 	ASR_COMPAT_EMIT_NAME_VERSION(ti->type);
-	DMEMIT(",device_name=%s,start=%llu,group=%s,disk=%s,strict=%c,nocopy=%c,throttle_ms=%u;",
+	DMEMIT(",device_name=%s,start=%llu,group=%s,disk=%s,strict=%c,nocopy=%c,throttle_ms=%u,log=%s;",
 	       t->dev->name, (unsigned long long)t->start, t->group->name, t->disk->name,
-	       t->strict ? 'y' : 'n', t->nocopy ? 'y' : 'n', t->throttle_ms);
+	       t->strict ? 'y' : 'n', t->nocopy ? 'y' : 'n', t->throttle_ms,
+	       t->logdev ? t->logdev->name : "-");
 }
 
 static void emit_info(struct asr_target *t, char *result, unsigned int maxlen)
 {
 	struct asr_group *g = t->group;
 	struct asr_disk *d = t->disk;
+	struct asr_intent *l;
 	unsigned int sz = 0;
 
 	spin_lock_irq(&g->lock);
+	l = d->intent;
 	asr_ring_read_tail_locked(g);
-	DMEMIT("%s %s %u %llu/%llu %llu/%llu %llu %llu %llu %llu %s %s%s",
+	DMEMIT("%s %s %u %llu/%llu %llu/%llu %llu %llu %llu %llu %s %s %s %llu/%llu %llu%s",
 	       asr_state_name(g->state), asr_why_name(g->why), d->slot,
 	       g->ring.bytes - asr_ring_free_bytes(&g->ring), g->ring.bytes,
 	       d->map.marked, d->map.chunks, g->uncaptured, g->overflows, g->overlaps,
 	       d->errors, g->consumer ? "attached" : "detached",
-	       g->hold.on ? "holding" : "-", t->nocopy ? " nocopy:NOT-PROTECTED" : "");
+	       g->hold.on ? "holding" : "-", asr_intent_state(l), l ? l->set : 0,
+	       l ? l->map.count : 0, l ? READ_ONCE(l->dev.writes) : 0, t->nocopy ? " nocopy:NOT-PROTECTED" : "");
 	spin_unlock_irq(&g->lock);
 }
 
@@ -357,6 +394,7 @@ static struct target_type asr_type = {
 	.map = asr_map,
 	.end_io = asr_end_io,
 	.presuspend = asr_presuspend,
+	.postsuspend = asr_postsuspend,
 	.preresume = asr_preresume,
 	.resume = asr_resume,
 	.status = asr_status,
@@ -372,7 +410,9 @@ static int __init asr_init(void)
 	asr_wq = alloc_workqueue("dm-asr", WQ_MEM_RECLAIM | WQ_UNBOUND, 0);
 	if (!asr_wq)
 		return -ENOMEM;
-	r = asr_chardev_init();
+	/* its own: a log's worker waits for I/O, which may need work of asr_wq below it */
+	asr_intent_wq = alloc_workqueue("dm-asr-log", WQ_MEM_RECLAIM | WQ_UNBOUND, 0);
+	r = asr_intent_wq ? asr_chardev_init() : -ENOMEM;
 	if (r)
 		goto out_wq;
 	r = dm_register_target(&asr_type);
@@ -383,6 +423,8 @@ static int __init asr_init(void)
 out_chardev:
 	asr_chardev_exit();
 out_wq:
+	if (asr_intent_wq)
+		destroy_workqueue(asr_intent_wq);
 	destroy_workqueue(asr_wq);
 	return r;
 }
@@ -391,6 +433,7 @@ static void __exit asr_exit(void)
 {
 	dm_unregister_target(&asr_type);
 	asr_chardev_exit();
+	destroy_workqueue(asr_intent_wq);
 	destroy_workqueue(asr_wq);
 }
 

@@ -9,6 +9,7 @@
  *       --slow USEC          pause after each record
  *       --nap MSEC           sleep that long between looks at the ring
  *       --stop               attach and consume nothing until SIGTERM
+ *       --durable            all that is in LOG counts as durable at the vault
  *   asr-consume replay LOG DISK IMAGE          apply the log to IMAGE
  *   asr-consume verify LOG DISK DEVICE         replay in memory, compare with DEVICE
  *   asr-consume count LOG                      records by kind and state
@@ -17,7 +18,8 @@
  * resync reads is a record of kind SYNC among them, at the place where it was
  * read. So replaying the log in order is the whole of recovery. Discarded
  * sectors are undefined and not compared until they are written again.
- * Invariants: seq is checked to grow by one from record to record.
+ * Invariants: seq is checked to grow by one from record to record, or to leap when a
+ * write-intent log was brought up that knew greater ones.
  * Context: tests; one thread.
  */
 #ifndef _GNU_SOURCE
@@ -34,7 +36,7 @@
 
 static volatile sig_atomic_t stop;
 static unsigned int slow_us, nap_ms;
-static bool consume_nothing;
+static bool consume_nothing, durable;
 static struct { char name[ASR_NAME_BYTES]; int fd; } sync_of[MAX_SYNC];
 static int syncs;
 
@@ -52,11 +54,15 @@ static void put(FILE *log, const struct asr_rec *rec, const void *payload)
 }
 
 /* What the ring may forget is in the log, whatever kills this process. */
-static void release(struct ring *r, uint64_t tail, FILE *log)
+static void release(struct ring *r, uint64_t tail, uint64_t seq, FILE *log)
 {
+	struct asr_durable d = { .seq = seq };
+
 	if (fflush(log))
 		die("cannot write the log");
 	ring_advance(r, tail);
+	if (durable && call(r->fd, ASR_IOC_DURABLE, &d))
+		die("durable up to %llu", (unsigned long long)seq);
 }
 
 /* All that is committed. Returns how many records. */
@@ -66,7 +72,7 @@ static unsigned long consume(struct ring *r, uint64_t *tail, uint64_t *seq, FILE
 	unsigned long n = 0;
 
 	while ((rec = ring_next(r, *tail))) {
-		if (*seq && rec->seq != *seq + 1)
+		if (*seq && rec->seq != *seq + 1 && rec->seq < *seq + ASR_LOG_SEQ_GAP / 2)
 			die("sequence %llu after %llu", (unsigned long long)rec->seq,
 			    (unsigned long long)*seq);
 		if (rec->bytes < sizeof(*rec) + rec->payload_bytes || rec->bytes % ASR_REC_ALIGN)
@@ -78,10 +84,10 @@ static unsigned long consume(struct ring *r, uint64_t *tail, uint64_t *seq, FILE
 		if (slow_us)
 			usleep(slow_us);
 		if (slow_us || n % 64 == 0)
-			release(r, *tail, log);
+			release(r, *tail, *seq, log);
 	}
 	if (n)
-		release(r, *tail, log);
+		release(r, *tail, *seq, log);
 	return n;
 }
 
@@ -335,6 +341,9 @@ static void drain_options(int argc, char **argv)
 
 		if (!strcmp(argv[i], "--stop")) {
 			consume_nothing = true;
+			continue;
+		} else if (!strcmp(argv[i], "--durable")) {
+			durable = true;
 			continue;
 		} else if (!strcmp(argv[i], "--slow")) {
 			slow_us = atoi(v);
