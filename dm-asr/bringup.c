@@ -20,6 +20,9 @@
  *   Sequence numbers go on above all that were ever given: the first log of
  *   another life of the group raises them.
  *
+ *   The same when another target's table takes the place of ours: writes go by
+ *   unseen from then on. (LVM does that.)
+ *
  *   The end: with nothing dirty and all durable, the disk is flushed, all bits
  *   are cleared and the superblock is closed. Else the bits stay, and OPEN.
  *
@@ -28,6 +31,9 @@
  *   A log that is not the one that was read is never written to.
  *
  * Context: process, may sleep; asr_intent_dirty_locked under group->lock.
+ *
+ * Not done: a power cut between the resume of another target's table and the
+ * end of ours, a moment later in the same call, finds a log that looks right.
  */
 #include "dm-asr.h"
 
@@ -160,7 +166,7 @@ static void restart(struct asr_intent *l)
 	spin_unlock_irq(&g->lock);
 }
 
-/* The table that comes names no log, or another one. */
+/* The table that comes names no log, or another one, or is not ours at all. */
 static void leave_behind(struct asr_intent *l, const struct asr_intent *next)
 {
 	dev_t dev = l->dev.bdev->bd_dev;
@@ -383,7 +389,10 @@ void asr_intent_dtr(struct asr_target *t)
 
 	if (l) {
 		asr_intent_stop(t);
-		end(l);
+		if (asr_device_lives(t->disk->md))
+			leave_behind(l, NULL);	/* another target has its table now */
+		else
+			end(l);
 		spin_lock_irq(&t->group->lock);
 		t->disk->intent = NULL;
 		spin_unlock_irq(&t->group->lock);

@@ -412,6 +412,7 @@ void asr_group_break_hold(struct asr_group *g);
 /* Binds t to a disk of a group, new or known. ti->error says what is wrong. */
 int asr_disk_get(struct asr_target *t, const char *group, const char *name);
 void asr_disk_put(struct asr_target *t);
+bool asr_device_lives(struct mapped_device *md);
 /* .preresume: from here on the table of t is the one that counts. No
    allocation. */
 int asr_disk_resume(struct asr_target *t);

@@ -679,7 +679,7 @@ static bool leave_locked(struct asr_group *g, struct asr_disk *d, struct asr_map
  * Does the device outlive the table that dies? Then it has another one by now, and what is
  * written through that goes by uncaptured. A device that is being removed is not found.
  */
-static bool device_lives(struct mapped_device *md)
+bool asr_device_lives(struct mapped_device *md)
 {
 	struct mapped_device *found = dm_get_md(disk_devt(dm_disk(md)));
 
@@ -698,7 +698,7 @@ void asr_disk_put(struct asr_target *t)
 
 	mutex_lock(&asr_groups_mutex);
 	left = d->live && d->current_table == t;
-	if (left && device_lives(d->md))
+	if (left && asr_device_lives(d->md))
 		DMWARN("group %s: disk %s has left: the table of %s was replaced, its writes are not captured any more",
 		       g->name, d->name, dm_device_name(d->md));
 	spin_lock_irq(&g->lock);

@@ -25,7 +25,7 @@
 
 #include <linux/xxhash.h>
 
-#define BAD_SUPER	"log: the superblock makes no sense; format the log anew (the whole disk is compared then)"
+#define BAD_SUPER	"log: the superblock makes no sense; format the log anew (all is compared then)"
 
 /* ---------------------------------------------------------------- one block */
 
@@ -237,7 +237,7 @@ char *asr_logdev_open(struct asr_logdev *v, struct asr_target *t, const char *gr
 	if (r == -ENODATA)
 		return "log: there is no log on the device; format it first";
 	if (r == -EBADMSG)
-		return "log: both copies of the superblock are damaged; format the log anew (the whole disk is compared then)";
+		return "log: both copies of the superblock are damaged; format the log anew (all is compared then)";
 	if (r)
 		return "log: the log device cannot be read";
 	wrong = super_wrong(&v->super);

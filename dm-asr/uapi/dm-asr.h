@@ -85,7 +85,8 @@
 /*
  * A record: this header, then payload_bytes, padded to ASR_REC_ALIGN. A
  * record's disk, sector, sectors: what was written, in 512-byte units, counted
- * on the asr device. seq grows by one per record over the life of the group.
+ * on the asr device. seq grows by one per record over the life of the group; it
+ * leaps by ASR_LOG_SEQ_GAP when a disk comes with a log that knew greater ones.
  */
 struct asr_rec {
 	__u32 state;		/* ASR_REC_*; load with acquire */

@@ -29,6 +29,8 @@ wrong 'number of options' "0 $n asr /dev/d0 0 g a x"
 wrong 'more arguments' "0 $n asr /dev/d0 0 g a 0 strict"
 wrong 'throttle_ms needs a number' "0 $n asr /dev/d0 0 g a 1 throttle_ms"
 wrong 'throttle_ms must be 1 to 60000' "0 $n asr /dev/d0 0 g a 2 throttle_ms 0"
+wrong 'log needs a device' "0 $n asr /dev/d0 0 g a 1 log"
+wrong 'log stands twice' "0 $n asr /dev/d0 0 g a 4 log /dev/d1 log /dev/d1"
 wrong 'exclude each other' "0 $n asr /dev/d0 0 g a 2 strict nocopy"
 wrong 'must begin at sector 0' "0 8 linear /dev/d1 0
 8 $((n - 8)) asr /dev/d0 0 g a"
