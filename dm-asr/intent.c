@@ -251,7 +251,7 @@ void asr_intent_break(struct asr_intent *l, int err)
 		if (t->disk == d)
 			queue_work(asr_wq, &t->event_work);
 	spin_unlock_irq(&g->lock);
-	DMERR("group %s disk %s: write-intent log %u:%u is broken (error %d): writes go on, the next start compares all",
+	DMERR("group %s disk %s: write-intent log %u:%u is broken (error %d): writes go on, all is compared next time",
 	      g->name, d->name, MAJOR(l->dev.bdev->bd_dev), MINOR(l->dev.bdev->bd_dev), err);
 	asr_intent_tell(l);
 }
