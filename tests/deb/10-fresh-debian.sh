@@ -38,14 +38,16 @@ older=$(kernel 6.1 2) newer=$(kernel 6.1 1) other=$(kernel 6.12 1)
 # ---------------------------------------------------------------- the archive and the root
 repo=$W/repo
 mkdir -p "$repo"
-for v in "$V1" "$V2"; do
-	if [ "$v" = "$V1" ] && [ -e "build/deb/asr-agent_${v}_amd64.deb" ]; then
-		cp build/deb/*.deb "$repo/"
-	else
-		logged "deb-$v" packaging/build-deb.sh "$v" "$W/deb-$v"
-		cp "$W/deb-$v"/*.deb "$repo/"
-	fi
+[ -e "build/deb/asr-agent_${V1}_amd64.deb" ] || logged deb packaging/build-deb.sh
+cp build/deb/*.deb "$repo/"
+# the next version: the same files under a higher number
+for p in build/deb/*.deb; do
+	rm -rf "$W/next"
+	want dpkg-deb -R "$p" "$W/next"
+	sed -i -e "s/^Version: .*/Version: $V2/" -e "s/(= $V1)/(= $V2)/" "$W/next/DEBIAN/control"
+	want dpkg-deb --root-owner-group -b "$W/next" "$repo" > "$W/next.log"
 done
+rm -rf "$W/next"
 want $DEBROOT build packages "linux-image-$older" "linux-headers-$older" dkms
 want $DEBROOT unpack packages "$R"
 mkdir -p "$R/srv/asr"

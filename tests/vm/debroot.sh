@@ -78,6 +78,8 @@ cmd_run() {
 		mount -t proc proc "$d/proc"
 		mount -t sysfs -o ro sys "$d/sys"
 		mount -t tmpfs tmpfs "$d/run"
+		mkdir -p "$d/dev/pts"
+		mount -t devpts devpts "$d/dev/pts"
 		[ ! -e /etc/resolv.conf ] || { : >>"$d/etc/resolv.conf"; mount --bind /etc/resolv.conf "$d/etc/resolv.conf"; }
 		[ ! -e /etc/hosts ] || { : >>"$d/etc/hosts"; mount --bind /etc/hosts "$d/etc/hosts"; }
 		exec chroot "$d" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 \
