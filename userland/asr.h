@@ -184,6 +184,25 @@ const struct asr_rec_mark *wire_mark(const struct frame_view *v, const struct fr
 const struct asr_rec_state *wire_state(const struct frame_view *v, const struct frame_rec *r);
 const struct asr_rec_disk *wire_disk(const struct frame_view *v, const struct frame_rec *r);
 
+/* The parameters of a digest.map call. -EINVAL with why */
+struct map_ask {
+	uint8_t stream[ASR_UUID_BYTES];
+	char name[ASR_NAME_BYTES];
+	uint64_t sector;
+	uint32_t sectors;
+	uint16_t disk;
+};
+int wire_map_ask(const json_t *parameters, struct map_ask *ask, struct why *why);
+/* A MSG_MAP whose every length, place and sum was checked; data aligned to 8. Large: not for the stack. */
+struct map_view {
+	struct msg_map hdr;
+	const struct map_extent *extents;
+	const struct frame_hdr *frame[MAP_FRAMES_MAX];	/* its digest section and tag behind it */
+};
+int wire_map_parse(const uint8_t *data, size_t bytes, struct map_view *v, struct why *why);
+/* Whole aligned 4 KiB blocks in a range */
+uint32_t wire_blocks(uint64_t sector, uint64_t sectors);
+
 /* What a record does to the consistency of its stream. */
 enum consistency { CONSISTENCY_SAME, CONSISTENCY_LOST, CONSISTENCY_REACHED };
 enum consistency wire_consistency(const struct frame_view *v, const struct frame_rec *r);

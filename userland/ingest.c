@@ -76,6 +76,7 @@ struct ingest_stream {
 	struct loop_op op;		/* write, fdatasync, or the wait to try again */
 	struct tail *sealing;		/* queue; the first is in flight */
 	struct loop_op seal_op;
+	struct map_cache *map;		/* map.c's */
 	struct ingest_stream *next;
 };
 
@@ -545,6 +546,64 @@ const uint8_t *ingest_uuid(const struct ingest_stream *s)
 	return s->uuid;
 }
 
+/* --------------------------------------------------------------- for map.c */
+
+size_t ingest_parts(const struct ingest_stream *s, struct ingest_part *out, size_t room)
+{
+	const struct buffer *b = &s->buf[s->fills ^ 1];
+	size_t n = 0, sealing = 0, k = 0;
+
+	if (s->tail && n++ < room)
+		out[n - 1] = (struct ingest_part){ &s->tail->r.table, s->tail->r.hdr.first_frame_no };
+	if (s->in_flight && b->tail && b->tail != s->tail && n++ < room)
+		out[n - 1] = (struct ingest_part){ &b->tail->r.table, b->tail->r.hdr.first_frame_no };
+	for (const struct tail *t = s->sealing; t; t = t->next)
+		sealing++;
+	n += sealing;
+	for (const struct tail *t = s->sealing; t; t = t->next)		/* this queue is oldest first */
+		if (n - ++k < room)
+			out[n - k] = (struct ingest_part){ &t->r.table, t->r.hdr.first_frame_no };
+	return n;
+}
+
+int ingest_read(const struct ingest_stream *s, uint64_t first_frame_no, uint64_t offset, void *buf, size_t bytes)
+{
+	char name[SEG_NAME_BYTES], file[SEG_NAME_BYTES + 8];
+	int ret;
+
+	for (int i = 0; i < 2; i++) {
+		const struct buffer *b = &s->buf[i];
+
+		if (!b->tail || b->tail->r.hdr.first_frame_no != first_frame_no || offset < b->offset ||
+		    offset + bytes > b->offset + b->used)
+			continue;
+		memcpy(buf, b->data + (offset - b->offset), bytes);
+		return 0;
+	}
+	seg_name(s->group, s->uuid, first_frame_no, name);
+	snprintf(file, sizeof(file), "%s.open", name);
+	ret = store_get(s->in->store, file, offset, buf, bytes);
+	if (ret != -ENOENT)
+		return ret;
+	snprintf(file, sizeof(file), "%s.seg", name);
+	return store_get(s->in->store, file, offset, buf, bytes);
+}
+
+struct store *ingest_store(const struct ingest_stream *s)
+{
+	return s->in->store;
+}
+
+const uint8_t *ingest_group(const struct ingest_stream *s)
+{
+	return s->group;
+}
+
+struct map_cache **ingest_map_cache(struct ingest_stream *s)
+{
+	return &s->map;
+}
+
 bool ingest_idle(const struct ingest *in)
 {
 	for (const struct ingest_stream *s = in->streams; s; s = s->next)
@@ -587,6 +646,7 @@ void ingest_destroy(struct ingest *in)
 				munmap(s->buf[i].data, BUF_BYTES);
 		}
 		tail_free(s->tail);
+		map_cache_free(s->map);
 		while (s->sealing) {
 			struct tail *t = s->sealing;
 

@@ -31,6 +31,7 @@
 #define WRAPPED_MAX	65536
 #define RECIPIENTS_MAX	64
 #define STRANGER_NS	30000000000ULL	/* to show a certificate, or to enrol */
+#define ASKS_MAX	16	/* digest.map calls of one connection that wait */
 
 struct client {
 	struct service *sv;
@@ -46,6 +47,12 @@ struct client {
 		uint64_t generation;
 		json_int_t waits;		/* the call to be answered when it is durable; -1 */
 	} slot[STREAMS_MAX];
+	struct ask {
+		json_int_t id;
+		struct map_ask ask;
+	} asks[ASKS_MAX];		/* in order, from first */
+	unsigned int ask_first, ask_count;
+	uint64_t maps;			/* answered */
 	struct client *next;
 };
 
@@ -54,6 +61,9 @@ struct service {
 	struct client *clients;
 	unsigned int count;
 	struct loop_idle idle;
+	struct map *map;		/* the one that is being made, for the first ask of ... */
+	struct client *mapping;		/* ... this client */
+	struct loop_op again;
 };
 
 /* ------------------------------------------------------------------ answers */
@@ -382,6 +392,96 @@ static void stream_open(struct client *c, json_int_t id, json_t *p)
 	slot_open(c, s);
 }
 
+/* --------------------------------------------------------------- digest.map */
+
+static void digest_map(struct client *c, json_int_t id, json_t *p)
+{
+	struct map_ask ask;
+	struct why why;
+
+	if (wire_map_ask(p, &ask, &why)) {
+		reply_error(c, id, "bad-parameter", why.text);
+	} else if (!slot_of(c, ask.stream)) {
+		reply_error(c, id, "not-allowed", "that stream is not open on this connection");
+	} else if (c->ask_count == ASKS_MAX) {
+		reply_error(c, id, "busy", "too many digest.map calls wait on this connection");
+	} else {
+		c->asks[(c->ask_first + c->ask_count++) % ASKS_MAX] = (struct ask){ id, ask };
+	}
+}
+
+/* Its connection or its stream ends */
+static void map_drop(struct client *c)
+{
+	if (c->sv->mapping != c)
+		return;
+	map_end(c->sv->map);
+	c->sv->map = NULL;
+	c->sv->mapping = NULL;
+}
+
+static void map_answer(struct client *c, int ret, const uint8_t *data, size_t bytes, const struct why *why)
+{
+	json_int_t id = c->asks[c->ask_first].id;
+	struct iovec iov = { (void *)(uintptr_t)data, bytes };
+
+	c->ask_first = (c->ask_first + 1) % ASKS_MAX;
+	c->ask_count--;
+	c->maps++;
+	if (ret) {
+		reply_error(c, id, ret == -ENOENT ? "unknown-disk" : "vault-failed", why->text);
+	} else {
+		conn_send(c->conn, MSG_MAP, &iov, 1);
+		reply(c, id, NULL);
+	}
+	map_drop(c);
+}
+
+static void map_more(struct client *c)
+{
+	const struct map_ask *ask = &c->asks[c->ask_first].ask;
+	struct slot *s = slot_of(c, ask->stream);
+	const uint8_t *data = NULL;
+	size_t bytes = 0;
+	struct why why = { "the stream was closed" };
+	int ret = s ? 0 : -EIO;
+
+	c->sv->mapping = c;
+	if (!ret && !c->sv->map)
+		ret = map_begin(s->stream, ask, &c->sv->map, &why);
+	if (!ret)
+		ret = map_step(c->sv->map, &data, &bytes, &why);
+	if (ret != 1)
+		map_answer(c, ret, data, bytes, &why);
+}
+
+static void nothing(struct loop_op *op, int res, unsigned int flags)
+{
+}
+
+static bool map_wanted(const struct client *c)
+{
+	return c->ask_count && !c->closing && conn_has_room(c->conn);
+}
+
+/* A slice of the map under way, or of the next: one at a time, each host in its turn */
+static void maps_run(struct service *sv)
+{
+	struct client *next = sv->mapping, *c;
+
+	for (c = sv->clients; c && !sv->mapping; c = c->next)
+		if (map_wanted(c) && (!next || c->maps < next->maps))
+			next = c;
+	if (!next)
+		return;
+	map_more(next);
+	for (c = sv->clients; c && !map_wanted(c); c = c->next)
+		;
+	sv->again.done = nothing;
+	if ((c || sv->mapping) && !sv->again.active)
+		loop_timeout(sv->a.loop, &sv->again, 1);	/* see what else happened, then go on */
+}
+
 static void on_idle(void *arg)
 {
 	struct service *sv = arg;
@@ -393,6 +493,7 @@ static void on_idle(void *arg)
 			if (c->slot[i].waits >= 0)
 				slot_open(c, &c->slot[i]);
 	}
+	maps_run(sv);
 }
 
 static void on_frame(struct client *c, const uint8_t *body, size_t bytes)
@@ -433,6 +534,7 @@ static const struct method {
 	{ "stream.open", stream_open },
 	{ "group.create", group_create },
 	{ "group.delete", group_delete },
+	{ "digest.map", digest_map },
 };
 
 static void enrol(struct client *c, json_int_t id, json_t *p)
@@ -548,6 +650,7 @@ static void on_down(struct conn *conn, int err, const struct why *why, void *arg
 	struct service *sv = c->sv;
 	struct client **p = &sv->clients;
 
+	map_drop(c);
 	for (int i = 0; i < STREAMS_MAX; i++)
 		slot_close(&c->slot[i]);
 	if (*c->host_id)

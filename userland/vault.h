@@ -459,9 +459,35 @@ const uint8_t *ingest_uuid(const struct ingest_stream *s);
 int ingest_frame(struct ingest_stream *s, const uint8_t *frame, size_t bytes, struct why *why);
 /* No room for another frame now: pause the source until room */
 bool ingest_full(const struct ingest_stream *s);
+/*
+ * For map.c. Segments that are not sealed yet, newest first: how many there are,
+ * of which room were stored. What is in them, as bytes: from memory, or from the file.
+ */
+struct ingest_part {
+	const struct seg_table *table;	/* records in order of arrival, or as in a footer */
+	uint64_t first_frame_no;
+};
+size_t ingest_parts(const struct ingest_stream *s, struct ingest_part *out, size_t room);
+int ingest_read(const struct ingest_stream *s, uint64_t first_frame_no, uint64_t offset, void *buf, size_t bytes);
+struct store *ingest_store(const struct ingest_stream *s);
+const uint8_t *ingest_group(const struct ingest_stream *s);
+struct map_cache **ingest_map_cache(struct ingest_stream *s);
 /* Nothing in flight and nothing waiting */
 bool ingest_idle(const struct ingest *in);
 void ingest_stat_get(const struct ingest *in, struct ingest_stat *st);
+
+/* ---------------------------------------------------------------- map.c */
+
+/* Where the newest versions of a range of a disk stand: the answer to digest.map. */
+struct map;
+/* What is remembered of a stream's sealed segments from one map to the next */
+struct map_cache;
+void map_cache_free(struct map_cache *c);	/* NULL is fine */
+/* As of all that the stream has accepted by now. -ENOENT: the slot is not that disk's */
+int map_begin(struct ingest_stream *s, const struct map_ask *ask, struct map **out, struct why *why);
+/* Some milliseconds of work: 1: more is to be done, 0: *data is a MSG_MAP, the map's own; -errno with why */
+int map_step(struct map *m, const uint8_t **data, size_t *bytes, struct why *why);
+void map_end(struct map *m);			/* NULL is fine */
 
 /* ------------------------------------------------------------ service.c */
 

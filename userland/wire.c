@@ -26,6 +26,8 @@ _Static_assert(sizeof(struct frame_hdr) == 152, "frame_hdr is part of the format
 _Static_assert(sizeof(struct frame_rec) == 40, "frame_rec is part of the format");
 _Static_assert(sizeof(struct msg_hdr) == 8, "msg_hdr is part of the format");
 _Static_assert(sizeof(struct msg_ack) == 32, "msg_ack is part of the format");
+_Static_assert(sizeof(struct msg_map) == 48, "msg_map is part of the format");
+_Static_assert(sizeof(struct map_extent) == 16, "map_extent is part of the format");
 
 #define RECF_ALL	(ASR_RECF_FUA | ASR_RECF_FLUSH)
 
@@ -46,12 +48,17 @@ static bool has_range(uint8_t kind)
 	       kind == ASR_KIND_SYNC_ZEROES;
 }
 
-uint32_t wire_rec_blocks(const struct frame_rec *rec)
+uint32_t wire_blocks(uint64_t sector, uint64_t sectors)
 {
-	uint64_t first = (rec->sector + ASR_BLOCK_SECTORS - 1) / ASR_BLOCK_SECTORS;
-	uint64_t end = (rec->sector + rec->sectors) / ASR_BLOCK_SECTORS;
+	uint64_t first = (sector + ASR_BLOCK_SECTORS - 1) / ASR_BLOCK_SECTORS;
+	uint64_t end = (sector + sectors) / ASR_BLOCK_SECTORS;
 
 	return end > first ? (uint32_t)(end - first) : 0;
+}
+
+uint32_t wire_rec_blocks(const struct frame_rec *rec)
+{
+	return wire_blocks(rec->sector, rec->sectors);
 }
 
 static uint64_t sum_sizes(const struct frame_hdr *h)
@@ -246,4 +253,89 @@ enum consistency wire_consistency(const struct frame_view *v, const struct frame
 	default:
 		return CONSISTENCY_SAME;
 	}
+}
+
+/* ------------------------------------------------------------ digest.map */
+
+int wire_map_ask(const json_t *p, struct map_ask *ask, struct why *why)
+{
+	json_int_t disk = -1, sector = -1, sectors = -1;
+	const char *stream = "", *name = "";
+
+	memset(ask, 0, sizeof(*ask));
+	if (json_unpack((json_t *)(uintptr_t)p, "{s:s, s:I, s:s, s:I, s:I}", "stream", &stream, "disk", &disk,
+			"name", &name, "sector", &sector, "sectors", &sectors) ||
+	    hex_decode(stream, ask->stream, sizeof(ask->stream)))
+		return why_set(why, EINVAL, "digest.map wants stream (32 hex digits), disk, name, sector, sectors");
+	if (name_check("disk", name, why))
+		return -EINVAL;
+	if (disk < 0 || disk >= ASR_DISKS_MAX || sectors < 1 || sectors > MAP_SECTORS_MAX || sector < 0 ||
+	    (uint64_t)sector > ASR_DISK_SECTORS_MAX)
+		return why_set(why, EINVAL, "disk %lld, sector %lld, sectors %lld: a slot below %d and 1 to %u "
+			       "sectors are right", (long long)disk, (long long)sector, (long long)sectors,
+			       ASR_DISKS_MAX, MAP_SECTORS_MAX);
+	snprintf(ask->name, sizeof(ask->name), "%s", name);
+	ask->disk = (uint16_t)disk;
+	ask->sector = (uint64_t)sector;
+	ask->sectors = (uint32_t)sectors;
+	return 0;
+}
+
+/* The frames behind the extents, each at its place: 0, or -EBADMSG */
+static int map_frames(const uint8_t *data, size_t bytes, struct map_view *v)
+{
+	struct frame_hdr h;
+	size_t at = 0, whole;
+
+	for (uint32_t i = 0; i < v->hdr.frames; i++, at += whole) {
+		if (bytes - at < sizeof(h) || wire_frame_peek(data + at, bytes - at, &h, NULL))
+			return -EBADMSG;
+		whole = sizeof(h) + h.digest_bytes + ASR_TAG_BYTES;
+		if (bytes - at < whole || !h.digest_bytes || h.frame_no > v->hdr.frame_no)
+			return -EBADMSG;
+		v->frame[i] = (const void *)(data + at);
+	}
+	return at == bytes ? 0 : -EBADMSG;
+}
+
+static bool extent_ok(const struct map_view *v, const struct map_extent *e, uint64_t sector, uint32_t *named)
+{
+	uint32_t blocks = wire_blocks(sector, e->sectors), digests;
+
+	if (e->kind != MAP_DATA)
+		return e->kind <= MAP_ZEROES && !e->frame && !e->digest;
+	if (!blocks || e->frame > *named || e->frame >= v->hdr.frames)
+		return false;
+	*named += e->frame == *named;
+	digests = v->frame[e->frame]->digest_bytes / ASR_DIGEST_BYTES;
+	return e->digest < digests && blocks <= digests - e->digest;
+}
+
+int wire_map_parse(const uint8_t *data, size_t bytes, struct map_view *v, struct why *why)
+{
+	const struct msg_map *h = &v->hdr;
+	uint64_t sectors = 0;
+	uint32_t named = 0;
+	size_t head;
+
+	if (bytes < sizeof(*h) || bytes > MAP_BYTES_MAX)
+		return why_set(why, EBADMSG, "a map of %zu bytes", bytes);
+	memcpy(&v->hdr, data, sizeof(v->hdr));
+	head = sizeof(*h) + (size_t)h->extents * sizeof(struct map_extent);
+	if (h->disk >= ASR_DISKS_MAX || h->reserved || !h->sectors || h->sectors > MAP_SECTORS_MAX ||
+	    h->sector > ASR_DISK_SECTORS_MAX || h->extents > h->sectors || h->frames > MAP_FRAMES_MAX || head > bytes)
+		return why_set(why, EBADMSG, "a map of %u sectors with %u extents and %u frames in %zu bytes",
+			       h->sectors, h->extents, h->frames, bytes);
+	v->extents = (const void *)(data + sizeof(*h));
+	if (map_frames(data + head, bytes - head, v))
+		return why_set(why, EBADMSG, "a map whose frames are not as it says");
+	for (uint32_t i = 0; i < h->extents; i++) {
+		if (!v->extents[i].sectors || v->extents[i].sectors > h->sectors - sectors ||
+		    !extent_ok(v, &v->extents[i], h->sector + sectors, &named))
+			return why_set(why, EBADMSG, "a map whose extent %u is not legal", i);
+		sectors += v->extents[i].sectors;
+	}
+	if (sectors != h->sectors || named != h->frames)
+		return why_set(why, EBADMSG, "a map whose extents do not add up");
+	return 0;
 }

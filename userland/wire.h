@@ -132,6 +132,7 @@ struct msg_hdr {
 #define MSG_ACK		5	/* struct msg_ack */
 #define MSG_PING	6	/* empty; after 5 s of silence. 30 s of silence: the peer is gone */
 #define MSG_ERROR	7	/* JSON: {"error":"code","text":"..."}; the sender closes */
+#define MSG_MAP		8	/* struct msg_map and what follows it: part of the answer to digest.map */
 
 /* vault -> host: all frames of the stream up to frame_no are durable */
 struct msg_ack {
@@ -139,6 +140,44 @@ struct msg_ack {
 	uint64_t frame_no;
 	uint64_t last_seq;
 };
+
+/*
+ * vault -> host, before the MSG_REPLY to a digest.map call: where the newest
+ * version of each sector of a range stands, among the frames of the stream up
+ * to frame_no, and what of those frames a holder of the key needs to compare.
+ *
+ *   struct msg_map
+ *   struct map_extent x extents   in order of sector, without a gap, adding up to sectors
+ *   frames x                      struct frame_hdr, then the sealed digest section and
+ *                                 its tag, as they stand in the frame
+ *
+ * Frames are numbered from 0 as extents name them first. The digest section's AAD
+ * is the header alone, so the record table need not travel: an extent says which
+ * digest of the section is that of its first whole aligned block.
+ */
+struct msg_map {
+	uint8_t  stream[ASR_UUID_BYTES];
+	uint64_t frame_no;		/* all frames up to this one were looked at */
+	uint64_t sector;		/* as asked ... */
+	uint32_t sectors;		/* ... but perhaps less: ask again for the rest */
+	uint16_t disk;
+	uint16_t reserved;
+	uint32_t extents;
+	uint32_t frames;
+};
+
+struct map_extent {
+	uint32_t sectors;
+	uint32_t frame;			/* MAP_DATA: which of the frames that follow; else 0 */
+	uint32_t digest;		/* MAP_DATA: which of its digests; else 0 */
+	uint32_t kind;			/* MAP_* */
+};
+#define MAP_UNKNOWN	0	/* never written, discarded, or without a whole block */
+#define MAP_ZEROES	1
+#define MAP_DATA	2	/* holds at least one whole aligned 4 KiB block */
+#define MAP_SECTORS_MAX	65536u	/* of one call: 32 MiB */
+#define MAP_BYTES_MAX	1048576u	/* of one MSG_MAP */
+#define MAP_FRAMES_MAX	(MAP_BYTES_MAX / sizeof(struct frame_hdr))
 
 /*
  * Methods of MSG_CALL, host to vault. UUIDs are 32 hex digits in JSON.
@@ -151,6 +190,13 @@ struct msg_ack {
  *               -> {frame_no, last_seq, last_tag (hex), consistent (bool),
  *                   generation}: what is durable. Frames go on at frame_no + 1.
  *               Errors: unknown-group, not-allowed, fenced (generation too old).
+ * digest.map    {stream, disk (slot), name, sector, sectors (1 to MAP_SECTORS_MAX)}
+ *               -> MSG_MAP, then {}: as of all frames of the stream that were sent
+ *               before the call on this connection, or of later ones. A range that
+ *               goes beyond the answer is asked for again. Calls are answered in order.
+ *               Errors: not-allowed (not a stream opened here), unknown-disk (the
+ *               slot is not that disk's at the vault), busy (too many at a time),
+ *               bad-parameter, vault-failed.
  *
  * and over "dm-asr-enrol/1":
  * enrol         {id, csr (PEM), proof (hex HMAC-SHA256(SHA-256(secret),
