@@ -145,6 +145,14 @@ static void check_discarded(struct group *g)
 		resync_want(g->resync);
 }
 
+/* What is known of the slot is another disk's, perhaps; and the disk is the group's from now on */
+static void saw_disk(struct group *g, const struct asr_rec *rec, const struct asr_rec_disk *disk)
+{
+	compare_saw(g->compare, NULL, rec->disk, 0, ASR_DISK_SECTORS_MAX);
+	if (disk->sectors)
+		group_disk_add(g, disk->name);
+}
+
 /* One record from the ring into the batch: 1, 0: none, -errno */
 static int take(struct group *g)
 {
@@ -164,6 +172,10 @@ static int take(struct group *g)
 	g->batch.ring_payload += rec.payload_bytes;
 	g->in_bytes += rec.payload_bytes;
 	g->last_seq = rec.seq;
+	if (rec.sectors)
+		compare_saw(g->compare, NULL, rec.disk, rec.sector, rec.sectors);
+	if (rec.kind == ASR_KIND_DISK)
+		saw_disk(g, &rec, (const void *)payload);
 	if (rec.kind >= ASR_KIND_STATE && batch_loses_consistency(&rec, payload))
 		resync_want(g->resync);
 	return 1;
@@ -171,10 +183,12 @@ static int take(struct group *g)
 
 void flow_check(struct group *g)
 {
-	if (g->open && !resync_active(g->resync) && is_dirty(g)) {
+	if (!g->open)
+		return;
+	if (!resync_active(g->resync) && is_dirty(g))
 		resync_want(g->resync);
-		flow_kick(g);
-	}
+	if (resync_active(g->resync))
+		flow_kick(g);	/* perhaps a read does not end */
 }
 
 /* Until nothing is readable: 0; no room, or a resync read is awaited: -EAGAIN; share used: 1 */
@@ -326,6 +340,28 @@ static int make_kernel_group(struct group *g, struct why *why)
 	return r;
 }
 
+/* What works beside the ring's reader, and with it */
+static int engines(struct group *g)
+{
+	const struct resync_args a = { .loop = g->d->loop, .source = g->source, .group = g->name, .emit = emit,
+				       .kick = flow_kick, .missing = group_missing, .arg = g };
+	struct resync_args with = a;
+	int r = compare_create(g->d->ship, g->name, g->pack.stream, g->key, flow_kick, g, &g->compare);
+
+	with.compare = g->compare;
+	if (!r)
+		r = resync_create(&with, &g->resync);
+	if (!r) {
+		resync_limit(g->resync, g->resync_limit, g->paused);
+		return 0;
+	}
+	compare_destroy(g->compare);
+	g->compare = NULL;
+	source_close(g->source, NULL, NULL);
+	g->source = NULL;
+	return r;
+}
+
 int flow_attach(struct group *g, struct why *why)
 {
 	const struct asrd *d = g->d;
@@ -346,14 +382,7 @@ int flow_attach(struct group *g, struct why *why)
 		if (!r)
 			r = source_open(d->loop, d->device, g->name, d->batch_delay_ns, flow_kick, g, &g->source, why);
 	}
-	if (r)
-		return r;
-	r = resync_create(d->loop, g->source, g->name, emit, flow_kick, g, &g->resync);
-	if (r) {
-		source_close(g->source, NULL, NULL);
-		g->source = NULL;
-	}
-	return r;
+	return r ? r : engines(g);
 }
 
 void flow_detach(struct group *g, void (*closed)(void *arg), void *arg)
@@ -362,7 +391,9 @@ void flow_detach(struct group *g, void (*closed)(void *arg), void *arg)
 
 	flow_close(g);
 	resync_destroy(g->resync);
+	compare_destroy(g->compare);
 	g->resync = NULL;
+	g->compare = NULL;
 	g->source = NULL;
 	g->retry_ns = now_ns() + NS_PER_S;
 	if (s)
@@ -375,6 +406,8 @@ void flow_close(struct group *g)
 {
 	if (g->resync)
 		resync_lost(g->resync);
+	if (g->compare)
+		compare_lost(g->compare);
 	g->open = g->opening = false;
 	g->flight_count = 0;
 	batch_reset(&g->batch);
@@ -473,7 +506,7 @@ static void opened(int err, json_t *p, const struct why *why, void *arg)
 		 (unsigned long long)g->durable_seq + 1, (unsigned long long)frame_no + 1);
 	if (g->durable_frame < had)
 		copy_again(g, had);
-	resync_open(g->resync, consistent);
+	resync_open(g->resync, consistent, frame_no);
 	flow_kick(g);
 }
 

@@ -51,17 +51,18 @@ static int write_json(const struct group *g, const char *file, json_t *root, str
 	return file_write(path, 0600, text, strlen(text), why);
 }
 
-static int save(struct group *g, struct why *why)
+int group_save(struct group *g, struct why *why)
 {
 	char uuid[2 * ASR_UUID_BYTES + 1], stream[2 * ASR_UUID_BYTES + 1];
 
 	hex_encode(g->pack.group, ASR_UUID_BYTES, uuid);
 	hex_encode(g->pack.stream, ASR_UUID_BYTES, stream);
 	return write_json(g, "group.json",
-			  json_pack("{s:s, s:s, s:s, s:I, s:I, s:i, s:b, s:O}", "name", g->name, "uuid", uuid,
+			  json_pack("{s:s, s:s, s:s, s:I, s:I, s:i, s:b, s:O, s:O, s:I, s:b}", "name", g->name, "uuid", uuid,
 				    "stream", stream, "generation", (json_int_t)g->pack.generation,
 				    "ring_bytes", (json_int_t)g->ring_bytes, "compression", g->pack.level,
-				    "pending", g->pending, "recipients", g->recipients), why);
+				    "pending", g->pending, "recipients", g->recipients, "disks", g->disks,
+				    "resync_limit", (json_int_t)g->resync_limit, "paused", g->paused), why);
 }
 
 int group_save_state(struct group *g, struct why *why)
@@ -117,21 +118,27 @@ static int load_fields(struct group *g, struct why *why)
 	cleanup_json root = NULL;
 	cleanup_json state = NULL;
 	const char *uuid, *stream;
-	json_int_t generation, ring, first = 0, last = 0, durable = 0;
-	int pending, consistent = 0, r;
+	json_int_t generation, ring, first = 0, last = 0, durable = 0, limit = 0;
+	int pending, consistent = 0, paused = 0, r;
+	json_t *disks = NULL;
 
 	r = read_json(g->d, g->name, "group.json", &root, why);
 	if (r)
 		return r;
-	if (json_unpack(root, "{s:s, s:s, s:I, s:I, s:i, s:b, s:O}", "uuid", &uuid, "stream", &stream,
+	if (json_unpack(root, "{s:s, s:s, s:I, s:I, s:i, s:b, s:O, s?o, s?I, s?b}", "uuid", &uuid, "stream", &stream,
 			"generation", &generation, "ring_bytes", &ring, "compression", &g->pack.level,
-			"pending", &pending, "recipients", &g->recipients) ||
+			"pending", &pending, "recipients", &g->recipients, "disks", &disks,
+			"resync_limit", &limit, "paused", &paused) || (disks && !json_is_array(disks)) || limit < 0 ||
 	    hex_decode(uuid, g->pack.group, ASR_UUID_BYTES) ||
 	    hex_decode(stream, g->pack.stream, ASR_UUID_BYTES))
 		return why_set(why, EINVAL, "group.json of %s is not whole", g->name);
 	g->pack.generation = (uint64_t)generation;
 	g->ring_bytes = (uint64_t)ring;
 	g->pending = pending;
+	g->paused = paused;
+	g->resync_limit = (uint64_t)limit;
+	if (disks)
+		json_array_extend(g->disks, disks);
 	r = read_json(g->d, g->name, "state.json", &state, why);
 	if (r)
 		return r;
@@ -150,6 +157,7 @@ static int load_fields(struct group *g, struct why *why)
 static void free_group(struct group *g)
 {
 	json_decref(g->recipients);
+	json_decref(g->disks);
 	secret_free(g->key);
 	pack_end(&g->pack);
 	free(g);
@@ -162,7 +170,9 @@ static struct group *new_group(struct asrd *d, const char *name)
 	if (!g)
 		return NULL;
 	g->key = secret_alloc(ASR_KEY_BYTES);
-	if (!g->key) {
+	g->disks = json_array();
+	if (!g->key || !g->disks) {
+		secret_free(g->key);
 		free(g);
 		return NULL;
 	}
@@ -293,7 +303,7 @@ static int write_all(struct group *g, struct why *why)
 		r = file_write(path, 0600, g->key, ASR_KEY_BYTES, why);
 	if (!r)
 		r = group_save_state(g, why);
-	return r ? r : save(g, why);	/* last: a folder with a group.json is whole */
+	return r ? r : group_save(g, why);	/* last: a folder with a group.json is whole */
 }
 
 int group_make(struct asrd *d, const char *name, uint64_t ring_bytes, json_t *recipients,
@@ -327,6 +337,75 @@ int group_make(struct asrd *d, const char *name, uint64_t ring_bytes, json_t *re
 	d->groups = g;
 	*out = g;
 	return 0;
+}
+
+/* --------------------------------------------------------------- disks */
+
+static size_t disk_find(const struct group *g, const char *name)
+{
+	json_t *d;
+	size_t i;
+
+	json_array_foreach(g->disks, i, d)
+		if (!strcmp(json_string_value(json_object_get(d, "name")) ?: "", name))
+			return i;
+	return SIZE_MAX;
+}
+
+void group_disk_add(struct group *g, const char *name)
+{
+	struct why why = { "" };
+
+	if (disk_find(g, name) != SIZE_MAX)
+		return;
+	json_array_append_new(g->disks, json_pack("{s:s}", "name", name));
+	if (group_save(g, &why))
+		log_err("group %s: that it has disk %s was not written: %s", g->name, name, why.text);
+}
+
+int group_disk_forget(struct group *g, const char *name, struct why *why)
+{
+	size_t i = disk_find(g, name);
+
+	if (i == SIZE_MAX)
+		return why_set(why, ENOENT, "group %s knows no disk %s", g->name, name);
+	json_array_remove(g->disks, i);
+	if (g->resync)
+		flow_kick(g);
+	return group_save(g, why);
+}
+
+static bool is_there(struct group *g, const struct asr_group_info *info, const char *name)
+{
+	for (uint32_t i = 0; i < info->disks; i++) {
+		struct asr_disk_info d = { .slot = i };
+
+		if (!source_ioctl(g->source, ASR_IOC_DISK_INFO, &d) && d.active && !strcmp(d.name, name))
+			return true;
+	}
+	return false;
+}
+
+const char *group_missing(void *group)
+{
+	struct group *g = group;
+	struct asr_group_info info = { .index = 0 };
+	json_t *d;
+	size_t i;
+
+	memcpy(info.name, g->name, sizeof(info.name));
+	if (!g->source || source_ioctl(g->source, ASR_IOC_GROUP_INFO, &info))
+		return NULL;
+	json_array_foreach(g->disks, i, d) {
+		const char *name = json_string_value(json_object_get(d, "name"));
+
+		if (!name || is_there(g, &info, name))
+			continue;
+		snprintf(g->missing, sizeof(g->missing), "waits for disk %s: it is configured and not there; "
+			 "`asrctl disk unprotect --forget %s --group %s` gives it up", name, name, g->name);
+		return g->missing;
+	}
+	return NULL;
 }
 
 /* -------------------------------------------------------- at the vault */
@@ -395,7 +474,7 @@ int group_confirm(struct group *g, struct why *why)
 	int r;
 
 	g->pending = false;
-	r = save(g, why);
+	r = group_save(g, why);
 	flow_open(g);
 	return r;
 }
@@ -450,7 +529,20 @@ static void vault_room(void *arg)
 		flow_kick(g);
 }
 
-const struct ship_ops group_ship_ops = { vault_up, vault_down, vault_ack, vault_room };
+static int vault_map(const uint8_t *body, size_t bytes, void *arg)
+{
+	const struct msg_map *map = (const void *)body;
+	struct asrd *d = arg;
+
+	if (bytes < sizeof(*map))
+		return -EPROTO;
+	for (struct group *g = d->groups; g; g = g->next)
+		if (g->compare && !memcmp(g->pack.stream, map->stream, ASR_UUID_BYTES))
+			return compare_map(g->compare, body, bytes);
+	return 0;	/* of a group that has gone */
+}
+
+const struct ship_ops group_ship_ops = { vault_up, vault_down, vault_ack, vault_room, vault_map };
 
 /* ------------------------------------------------------- once a second */
 

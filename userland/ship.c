@@ -221,6 +221,11 @@ static void on_msg(struct conn *c, uint32_t type, const uint8_t *body, size_t by
 		s->ops->ack((const struct msg_ack *)body, s->arg);
 		return;
 	}
+	if (type == MSG_MAP && s->up) {
+		if (s->ops->map(body, bytes, s->arg))
+			conn_close(c, -EPROTO, "the vault sent a map of digests that is none");
+		return;
+	}
 	root = json_loadb((const char *)body, bytes, 0, NULL);
 	if (!json_is_object(root) || (type != MSG_HELLO && !s->up && type != MSG_ERROR))
 		conn_close(c, -EPROTO, "the vault sent nonsense");

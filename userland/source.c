@@ -157,6 +157,7 @@ uint64_t source_discarded(const struct source *s) { return s->discarded; }
 uint32_t source_state(const struct source *s) { return s->prod->state; }
 bool source_poisoned(const struct source *s) { return s->prod->poisoned; }
 bool source_is_file(const struct source *s) { return s->file; }
+const char *source_disk_file(const struct source *s, uint32_t slot) { return NULL; }
 
 /* ------------------------------------------------------------ sleeping */
 

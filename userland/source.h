@@ -69,6 +69,8 @@ uint64_t source_discarded(const struct source *s);	/* records stepped over */
 uint32_t source_state(const struct source *s);		/* ASR_STATE_*, the hint */
 bool source_poisoned(const struct source *s);
 bool source_is_file(const struct source *s);
+/* A ring file's disk is a file; NULL: the kernel's are devices */
+const char *source_disk_file(const struct source *s, uint32_t slot);
 /* An ASR_IOC_* of the attached file: 0 or -errno. A ring file has no disks and nothing dirty. */
 int source_ioctl(struct source *s, unsigned long request, void *arg);
 /* Without being attached. device as in source_open; -ENOENT with why: load the module */
@@ -134,6 +136,8 @@ struct ship_ops {
 	void (*down)(void *arg);		/* what is not acknowledged goes again later */
 	void (*ack)(const struct msg_ack *ack, void *arg);
 	void (*room)(void *arg);
+	/* a MSG_MAP, before the reply to its call; valid until it returns. Non-zero: it is none */
+	int (*map)(const uint8_t *body, size_t bytes, void *arg);
 };
 /* state_dir holds host.key, host.crt, ca.crt, vault.json; they may come later. */
 int ship_create(struct loop *l, const char *state_dir, const struct ship_ops *ops, void *arg,
@@ -157,6 +161,66 @@ void ship_forget(struct ship *s, void *arg);
 json_t *ship_status(const struct ship *s);	/* {address, connected, since, last_error} */
 uint64_t ship_bytes(const struct ship *s);
 
+/* ------------------------------------------------------------ compare.c */
+
+/* What the vault has of the disks of a group, as digests. One per group. */
+struct compare;
+#define WINDOW_CHUNKS	(MAP_SECTORS_MAX / ASR_CHUNK_SECTORS)
+#define WINDOW_BLOCKS	(MAP_SECTORS_MAX / ASR_BLOCK_SECTORS)
+enum window_state { WINDOW_FREE, WINDOW_ASKED, WINDOW_READY };
+/* A range of a disk that is compared. Its owner fills in slot, name, sector (of a
+   chunk) and end, while it is FREE; the rest is compare.c's, state may be looked at. */
+struct window {
+	uint32_t slot;
+	char name[ASR_NAME_BYTES];
+	uint64_t sector, end;
+	enum window_state state;
+	bool known;			/* READY: the vault has answered */
+	uint64_t frame_no;		/* of the answer: what is the same is durable with this frame */
+	uint64_t asked, answered;
+	struct compare *compare;
+	struct window *next;
+	uint64_t spoiled[WINDOW_CHUNKS / 64];
+	uint8_t how[WINDOW_BLOCKS];
+	uint8_t digest[WINDOW_BLOCKS][ASR_DIGEST_BYTES];
+};
+enum compare_result { COMPARE_UNKNOWN, COMPARE_SAME, COMPARE_DIFFERS };
+
+int compare_create(struct ship *ship, const char *group, const uint8_t stream[ASR_UUID_BYTES],
+		   const uint8_t key[ASR_KEY_BYTES], kick_fn *kick, void *arg, struct compare **out);
+void compare_destroy(struct compare *c);		/* NULL is fine */
+/* All records up to now are in frames that were sent, the last is sent_frame. Kicks when READY. */
+void compare_ask(struct compare *c, struct window *w, uint64_t sent_frame);
+void compare_forget(struct window *w);			/* FREE again */
+/* A MSG_MAP came. -EPROTO: it is none */
+int compare_map(struct compare *c, const uint8_t *body, size_t bytes);
+/* A record for this range was put into the stream: what windows (but this one) know of it is old */
+void compare_saw(struct compare *c, const struct window *except, uint16_t disk, uint64_t sector, uint64_t sectors);
+bool compare_spoiled(const struct window *w, uint64_t sector);
+/* The aligned 4 KiB block at sector, as read from the disk */
+enum compare_result compare_block(const struct window *w, uint64_t sector, const uint8_t *data);
+void compare_lost(struct compare *c);			/* the connection is gone: all windows are FREE */
+
+/* -------------------------------------------------------------- lower.c */
+
+/* The devices below the disks of a group, read with O_DIRECT. */
+struct lower {
+	int fd;				/* -1: not open */
+	dev_t dev;
+	uint64_t start, sectors;
+	char name[ASR_NAME_BYTES];	/* the disk that has the slot ... */
+	uint64_t pos;			/* ... and the ring position behind its DISK record, at the latest */
+};
+struct lowers {
+	struct source *source;
+	struct lower disk[ASR_DISKS_MAX];
+};
+void lower_init(struct lowers *l, struct source *source);
+/* -ENODEV: no table has it now; -EAGAIN: its DISK record was not consumed yet */
+int lower_open(struct lowers *l, uint32_t slot);
+void lower_close(struct lowers *l);
+void lower_forget(struct lowers *l);	/* the ring is read again from what is durable */
+
 /* ------------------------------------------------------------- resync.c */
 
 /* Brings the copy in line with the disks, from the dirty map. One per group. */
@@ -170,13 +234,22 @@ enum resync_go {
 	RESYNC_HOLD,		/* do not: come again when kicked */
 	RESYNC_AGAIN,		/* call again at once */
 };
-int resync_create(struct loop *l, struct source *source, const char *group,
-		  resync_emit *emit, kick_fn *kick, void *arg, struct resync **out);
+struct resync_args {
+	struct loop *loop;
+	struct source *source;
+	struct compare *compare;
+	const char *group;
+	resync_emit *emit;
+	kick_fn *kick;
+	const char *(*missing)(void *arg);	/* a disk of the group that is not there; NULL: none */
+	void *arg;
+};
+int resync_create(const struct resync_args *a, struct resync **out);
 void resync_destroy(struct resync *r);		/* freed when its last read has ended */
 /* The copy is not what the disks are, or may not be. */
 void resync_want(struct resync *r);
-/* The stream was opened, durable up to a state that is consistent or not. */
-void resync_open(struct resync *r, bool consistent);
+/* The stream was opened, durable up to this frame, which is consistent or not. */
+void resync_open(struct resync *r, bool consistent, uint64_t frame_no);
 /* The connection is gone: what was taken and is not durable becomes dirty. */
 void resync_lost(struct resync *r);
 enum resync_go resync_step(struct resync *r, bool readable);
@@ -185,7 +258,13 @@ void resync_acked(struct resync *r, uint64_t frame_no);
 bool resync_consistent(const struct resync *r);	/* durable at the vault, and nothing amiss since */
 bool resync_active(const struct resync *r);
 uint64_t resync_due(const struct resync *r);	/* now_ns clock: step again then; 0: no need */
-json_t *resync_status(struct resync *r);	/* {done_bytes, total_bytes, bytes_per_s, eta_s} */
+/* Bytes to read in a second, 0: as many as can be; and whether to read at all */
+void resync_limit(struct resync *r, uint64_t bytes_per_s, bool paused);
+/* Why it does not end, in words; NULL: nothing is in its way */
+const char *resync_waits(const struct resync *r);
+/* {done_bytes, total_bytes, bytes_per_s, eta_s, compared_bytes, differing_bytes, shipped_bytes,
+   limit_bytes_per_s, paused, waits_for} */
+json_t *resync_status(struct resync *r);
 
 /* --------------------------------------------------------------- flow.c */
 
@@ -221,6 +300,9 @@ struct group {
 	char name[ASR_NAME_BYTES];
 	uint64_t ring_bytes;
 	json_t *recipients;		/* PEM texts */
+	json_t *disks;			/* [{"name"}]: what it protects, there or not */
+	uint64_t resync_limit;		/* bytes a second, 0: none */
+	bool paused;			/* its resync */
 	bool pending;			/* the vault has not confirmed it yet */
 	bool asked;			/* Create or Delete waits for the vault's answer */
 	uint8_t *key;			/* secret_alloc */
@@ -232,7 +314,8 @@ struct group {
 	bool was_consistent;		/* ever */
 
 	struct source *source;		/* NULL: not attached */
-	struct resync *resync;		/* lives and dies with source */
+	struct compare *compare;	/* both live and die with source */
+	struct resync *resync;
 	struct batch batch;
 	bool open, opening, runnable;
 	unsigned int idle_rounds;
@@ -243,6 +326,7 @@ struct group {
 	uint64_t durable_seq, durable_frame, durable_time_ns;
 	uint64_t saved_ns, retry_ns;	/* now_ns clock */
 	char trouble[256];		/* why it stands still; empty: it does not */
+	char missing[256];		/* group_missing's */
 
 	uint64_t in_bytes, out_bytes, frames;	/* captured, sent */
 	uint64_t seen_in, seen_out, seen_ns;
@@ -279,6 +363,12 @@ int group_confirm(struct group *g, struct why *why);	/* no longer pending */
 /* Away with it here: kernel, files, table. Frees g. */
 void group_drop(struct group *g);
 int group_save_state(struct group *g, struct why *why);
+int group_save(struct group *g, struct why *why);	/* group.json */
+/* A disk that is protected: remembered until it is taken out. forget: -ENOENT */
+void group_disk_add(struct group *g, const char *name);
+int group_disk_forget(struct group *g, const char *name, struct why *why);
+/* A text that names a disk which is remembered and not there; NULL: none. The group's own, until the next call */
+const char *group_missing(void *group);
 extern const struct ship_ops group_ship_ops;	/* arg: struct asrd */
 void group_second(struct asrd *d);		/* once a second: attach, rates, state files */
 
