@@ -137,7 +137,7 @@ static struct part *free_part(struct resync *r, uint32_t slot)
 		if (r->parts[i].state == FREE)
 			p = &r->parts[i];
 		else
-			here += r->parts[i].slot == slot;
+			here += r->parts[i].slot == slot && r->parts[i].state != HELD;
 	}
 	return here < PARTS_A_DISK ? p : NULL;
 }
@@ -202,6 +202,26 @@ static void refill(struct resync *r, bool readable)
 
 /* ------------------------------------------------------------ emitting */
 
+/* The stream only points at what was emitted, until its frame is sealed: then the buffers are free */
+static void sealed(struct resync *r, uint64_t frame_no)
+{
+	for (int i = 0; i < PARTS; i++)
+		if (r->parts[i].state == HELD && r->parts[i].frame_no <= frame_no)
+			r->parts[i].state = FREE;
+}
+
+static int flush(struct resync *r)
+{
+	uint64_t frame_no;
+	int ret = r->flushed ? 0 : r->a.emit(r->a.arg, NULL, NULL, &frame_no);
+
+	if (ret)
+		return ret;
+	r->flushed = true;
+	sealed(r, UINT64_MAX);
+	return 0;
+}
+
 static int put(struct resync *r, const struct range *g, uint16_t kind, uint32_t slot, uint64_t sector,
 	       uint32_t sectors, const uint8_t *data, uint64_t *frame_no)
 {
@@ -214,6 +234,8 @@ static int put(struct resync *r, const struct range *g, uint16_t kind, uint32_t 
 	if (!ret && sectors)
 		compare_saw(r->a.compare, g ? &g->w : NULL, rec.disk, sector, sectors);
 	r->flushed &= ret != 0;
+	if (!ret)
+		sealed(r, *frame_no - 1);
 	return ret;
 }
 
@@ -345,16 +367,22 @@ static bool give_up(struct resync *r, struct part *p)
 
 static enum resync_go end_round(struct resync *r)
 {
-	uint64_t frame_no;
-
-	if (flush_zero(r) || (!r->flushed && r->a.emit(r->a.arg, NULL, NULL, &frame_no)))
+	if (flush_zero(r) || flush(r))
 		return RESYNC_HOLD;
-	r->flushed = true;
 	r->turn_pos = source_pos(r->a.source) + SHARE_BYTES;
 	if (r->turn_pos > source_head(r->a.source))
 		r->turn_pos = source_head(r->a.source);
 	r->phase = SCAN;
 	return RESYNC_AGAIN;
+}
+
+static int held(const struct resync *r)
+{
+	int n = 0;
+
+	for (int i = 0; i < PARTS; i++)
+		n += r->parts[i].state == HELD;
+	return n;
 }
 
 static enum resync_go run_round(struct resync *r, bool readable)
@@ -377,8 +405,8 @@ static enum resync_go run_round(struct resync *r, bool readable)
 		sweep_put_back(r, p);
 	}
 	part_end(r, p);
-	p->state = FREE;
-	return RESYNC_AGAIN;
+	p->state = p->state == READY && p->emitted && !r->flushed ? HELD : FREE;
+	return held(r) > HELD_MAX && flush(r) ? RESYNC_HOLD : RESYNC_AGAIN;
 }
 
 /* --------------------------------------------------------- the machine */
@@ -547,6 +575,7 @@ static void drop_all(struct resync *r)
 			r->line[i]->state = FREE;
 	}
 	r->in_line = 0;
+	sealed(r, UINT64_MAX);
 }
 
 void resync_open(struct resync *r, bool consistent, uint64_t frame_no)

@@ -11,6 +11,7 @@
 #define CHUNK_BYTES	(ASR_CHUNK_SECTORS * 512u)
 #define PARTS		16
 #define PARTS_A_DISK	12		/* the others are for disks that answer */
+#define HELD_MAX	4		/* parts that wait for a frame to be filled up */
 #define PART_CHUNKS	8		/* 512 KiB: one read */
 #define PART_BYTES	(PART_CHUNKS * CHUNK_BYTES)
 #define SYNC_SECTORS	(ASR_FRAME_PAYLOAD / 512)	/* of one record */
@@ -26,7 +27,7 @@
 #define NS_PER_S	1000000000ull
 
 enum phase { OFF, IDLE, WANTED, SCAN, ROUND, PASSING, ENDING };
-enum part_state { FREE, READING, READY, BAD, EARLY, STUCK };
+enum part_state { FREE, READING, READY, BAD, EARLY, STUCK, HELD };
 
 /* A window and which of its chunks were taken and are still to be read */
 struct range {

@@ -103,23 +103,45 @@ static struct {
 	uint8_t *copy;			/* what the vault holds after all this, SECTORS * 512 */
 } out;
 
+/* As the batch does it: what is emitted is pointed at, until its frame is sealed */
+static struct {
+	struct asr_rec rec[64];
+	const uint8_t *payload[64];
+	uint32_t count, bytes;
+} batch;
+
+static void seal_batch(void)
+{
+	for (uint32_t i = 0; i < batch.count; i++) {
+		const struct asr_rec *rec = &batch.rec[i];
+
+		out.emitted[rec->kind]++;
+		out.records++;
+		if (rec->kind == ASR_KIND_SYNC) {
+			out.data_sectors += rec->sectors;
+			memcpy(out.copy + rec->sector * 512, batch.payload[i], rec->sectors * 512ul);
+		} else if (rec->kind == ASR_KIND_SYNC_ZEROES) {
+			out.zero_sectors += rec->sectors;
+			memset(out.copy + rec->sector * 512, 0, rec->sectors * 512ul);
+		}
+	}
+	out.frames += batch.count > 0;
+	batch.count = batch.bytes = 0;
+}
+
 static int emit(void *arg, const struct asr_rec *rec, const uint8_t *payload, uint64_t *frame_no)
 {
 	if (out.full)
 		return -EAGAIN;
+	if (!rec || batch.count == 64 || batch.bytes + rec->payload_bytes > ASR_FRAME_PAYLOAD)
+		seal_batch();
 	*frame_no = out.frames;
 	if (!rec)
 		return 0;
-	out.emitted[rec->kind]++;
-	out.records++;
-	if (rec->kind == ASR_KIND_SYNC) {
-		out.data_sectors += rec->sectors;
-		memcpy(out.copy + rec->sector * 512, payload, rec->sectors * 512ul);
-	} else if (rec->kind == ASR_KIND_SYNC_ZEROES) {
-		out.zero_sectors += rec->sectors;
-		memset(out.copy + rec->sector * 512, 0, rec->sectors * 512ul);
-	}
-	*frame_no = ++out.frames;
+	batch.rec[batch.count] = *rec;
+	batch.payload[batch.count++] = payload;
+	batch.bytes += rec->payload_bytes;
+	++*frame_no;
 	return 0;
 }
 
@@ -266,6 +288,7 @@ static void begin(void)
 	memset(&out, 0, sizeof(out));
 	memset(&calls, 0, sizeof(calls));
 	memset(&t, 0, sizeof(t));
+	batch.count = batch.bytes = 0;
 	if (!m)
 		m = maker_new();
 	memcpy(key, m->key, sizeof(key));
@@ -315,7 +338,8 @@ static enum resync_go step(void)
 static bool run(int turns)
 {
 	while (turns-- && !out.emitted[ASR_KIND_RESYNC_END]) {
-		step();
+		if (step() == RESYNC_FREE)
+			seal_batch();	/* its time is up */
 		answer_all(0, NULL);
 		turn();
 	}
@@ -338,6 +362,7 @@ static void waits_for_the_disks_record(void **state)
 	k.dirty[0] = 1;
 	resync_open(t.r, false, 0);
 	step();
+	seal_batch();
 	assert_int_equal(out.emitted[ASR_KIND_RESYNC_BEGIN], 1);
 	assert_int_equal(k.fetched, 1);
 	assert_int_equal(k.returned, 1);
@@ -427,7 +452,8 @@ static void without_an_answer_all_travels(void **state)
 		if (i == 2)
 			key[0] ^= 1;	/* another key than the vault's frames were sealed with */
 		for (int n = 0; n < 10000 && !out.emitted[ASR_KIND_RESYNC_END]; n++) {
-			step();
+			if (step() == RESYNC_FREE)
+				seal_batch();
 			answer_all(i < 2 ? -EREMOTEIO : 0, why[i % 2]);
 			resync_acked(t.r, out.frames);
 			turn();
@@ -450,6 +476,7 @@ static void lost_and_opened_again(void **state)
 		run(n % 5);
 		resync_acked(t.r, out.frames - (uint64_t)(n % 3));
 		resync_lost(t.r);
+		batch.count = batch.bytes = 0;
 		compare_lost(t.compare);
 		calls.count = 0;
 		memcpy(t.vault, out.copy, SECTORS * 512ul);
@@ -507,7 +534,8 @@ static void paused_and_limited(void **state)
 	resync_limit(t.r, 64 << 20, false);
 	began = now_ns();
 	for (int n = 0; n < 10000 && (left = marked()) > (int)CHUNKS / 2; n++) {
-		step();
+		if (step() == RESYNC_FREE)
+			seal_batch();
 		answer_all(0, NULL);
 		turn();
 	}
