@@ -10,7 +10,7 @@
  *
  * Invariants. Exit status 0: done; 1: failed, with one line on stderr that
  * says why (and {"error"} on stdout with -o json); 2: wrong usage, nothing
- * was tried.
+ * was tried. Of `group verify` 1 means: they differ; 2: it could not be done.
  */
 #include "asrctl.h"
 
@@ -59,6 +59,16 @@ const struct command commands[] = {
 	{ "group", "show", "NAME", "one group, all of it", 1, 1, group_show, OPTS(OPT_CONTROL) },
 	{ "group", "mark", "NAME", "name this moment, to be restored by that name", 1, 1, group_mark,
 	  OPTS(OPT("name", "MARK", "name of the moment", .required = true), OPT_CONTROL) },
+	{ "group", "resync", "NAME", "compare with the vault again, or set how fast", 1, 1, group_resync,
+	  OPTS(OPT("rate", "SIZE", "bytes to read in a second, as 50M; 0: no limit; kept"),
+	       OPT("all", NULL, "all of its disks, not only what may differ"), OPT_CONTROL) },
+	{ "group", "pause", "NAME", "stop resync; capture and shipping go on", 1, 1, group_pause,
+	  OPTS(OPT_CONTROL) },
+	{ "group", "resume", "NAME", "go on with resync", 1, 1, group_resume, OPTS(OPT_CONTROL) },
+	{ "group", "verify", "NAME", "compare the disks in use with the vault's copy", 1, 1, group_verify,
+	  OPTS(OPT("disk", "DISK", "this disk only"),
+	       OPT("rate", "SIZE", "bytes to read in a second, as 50M [no limit]"),
+	       OPT("settle", "SECONDS", "how long a difference must last to be one [35]"), OPT_CONTROL) },
 	{ "group", "delete", "NAME", "forget a group that protects no disk", 1, 1, group_delete,
 	  OPTS(OPT_CONTROL) },
 	{ "disk", "protect", "DEVICE", "put a block device under protection, live", 1, 1, disk_protect,
@@ -444,7 +454,9 @@ int main(int argc, char **argv)
 	}
 	err = a.command->run(&a, &why);
 	if (err < 0)
-		return fail(&a, err, &why);
+		return fail(&a, err, &why) + (a.command->run == group_verify);
+	if (err > 0)
+		return err;
 	if (fflush(stdout) || ferror(stdout))
 		return usage("cannot write the output: %s", strerror(errno)) ? EXIT_FAILED : 0;
 	return 0;

@@ -27,7 +27,7 @@ struct command {
 	const char *usage;		/* positional words, for the help */
 	const char *help;		/* one line */
 	unsigned int words_min, words_max;
-	int (*run)(const struct args *a, struct why *why);	/* 0 or -errno with why */
+	int (*run)(const struct args *a, struct why *why);	/* 0, exit status, or -errno with why */
 	const struct opt *opts;		/* ends with a NULL name; may be NULL */
 };
 
@@ -222,6 +222,10 @@ int group_list(const struct args *a, struct why *why);
 int group_show(const struct args *a, struct why *why);
 int group_mark(const struct args *a, struct why *why);
 int group_delete(const struct args *a, struct why *why);
+int group_resync(const struct args *a, struct why *why);
+int group_pause(const struct args *a, struct why *why);
+int group_resume(const struct args *a, struct why *why);
+int group_verify(const struct args *a, struct why *why);	/* 1: they differ */
 int disk_protect(const struct args *a, struct why *why);
 int disk_unprotect(const struct args *a, struct why *why);
 int disk_list(const struct args *a, struct why *why);

@@ -24,6 +24,8 @@ static void row_complete(json_t *g)
 	json_object_set_new(g, "ring_percent", json_string(text));
 	if (!phase || !strcmp(phase, "idle"))
 		snprintf(text, sizeof(text), "-");
+	else if (json_is_true(json_object_get(resync, "paused")))
+		snprintf(text, sizeof(text), "%.40s %.1f%%, paused", phase, total > 0 ? done / total * 100 : 0);
 	else
 		snprintf(text, sizeof(text), "%.40s %.1f%%, %.0f s left", phase,
 			 total > 0 ? done / total * 100 : 0,
@@ -64,6 +66,7 @@ static void put_table(json_t *answer)
 	out_table(groups, cols, sizeof(cols) / sizeof(cols[0]), "no groups");
 	json_array_foreach(groups, i, g) {
 		const char *trouble = json_string_value(json_object_get(g, "trouble"));
+		const char *waits = json_string_value(json_object_get(json_object_get(g, "resync"), "waits_for"));
 		json_t *disk;
 		size_t j;
 
@@ -73,6 +76,8 @@ static void put_table(json_t *answer)
 			       json_string_value(disk));
 		if (trouble && *trouble)
 			printf("%s: %s\n", json_string_value(json_object_get(g, "name")), trouble);
+		if (waits)
+			printf("%s: resync %s\n", json_string_value(json_object_get(g, "name")), waits);
 	}
 	if (module)
 		printf("module: %s\n", module);

@@ -102,8 +102,7 @@ static int add(struct group *g, const struct asr_rec *rec, const uint8_t *payloa
 	return 0;
 }
 
-/* resync's records */
-static int emit(void *arg, const struct asr_rec *rec, const uint8_t *payload, uint64_t *frame_no)
+int flow_emit(void *arg, const struct asr_rec *rec, const uint8_t *payload, uint64_t *frame_no)
 {
 	struct group *g = arg;
 	struct asr_rec r;
@@ -145,14 +144,6 @@ static void check_discarded(struct group *g)
 		resync_want(g->resync);
 }
 
-/* What is known of the slot is another disk's, perhaps; and the disk is the group's from now on */
-static void saw_disk(struct group *g, const struct asr_rec *rec, const struct asr_rec_disk *disk)
-{
-	compare_saw(g->compare, NULL, rec->disk, 0, ASR_DISK_SECTORS_MAX);
-	if (disk->sectors)
-		group_disk_add(g, disk->name);
-}
-
 /* One record from the ring into the batch: 1, 0: none, -errno */
 static int take(struct group *g)
 {
@@ -175,7 +166,7 @@ static int take(struct group *g)
 	if (rec.sectors)
 		compare_saw(g->compare, NULL, rec.disk, rec.sector, rec.sectors);
 	if (rec.kind == ASR_KIND_DISK)
-		saw_disk(g, &rec, (const void *)payload);
+		compare_saw(g->compare, NULL, rec.disk, 0, ASR_DISK_SECTORS_MAX);	/* another disk's now, perhaps */
 	if (rec.kind >= ASR_KIND_STATE && batch_loses_consistency(&rec, payload))
 		resync_want(g->resync);
 	return 1;
@@ -187,7 +178,7 @@ void flow_check(struct group *g)
 		return;
 	if (!resync_active(g->resync) && is_dirty(g))
 		resync_want(g->resync);
-	if (resync_active(g->resync))
+	if (resync_active(g->resync) || g->check)
 		flow_kick(g);	/* perhaps a read does not end */
 }
 
@@ -220,7 +211,7 @@ static int drain(struct group *g)
 
 static uint64_t next_due(struct group *g, uint64_t now)
 {
-	uint64_t due = 0, other = resync_due(g->resync);
+	uint64_t due = 0, other = resync_due(g->resync), check = check_due(g);
 
 	if (g->batch.records)
 		due = g->batch.due_ns;
@@ -228,6 +219,8 @@ static uint64_t next_due(struct group *g, uint64_t now)
 		due = now + g->d->batch_delay_ns;
 	if (resync_active(g->resync) && !other)
 		other = now + g->d->batch_delay_ns;
+	if (check && (!other || check < other))
+		other = check;
 	return other && (!due || other < due) ? other : due;
 }
 
@@ -238,6 +231,7 @@ static void run(struct group *g)
 
 	source_awake(g->source);
 	g->idle_rounds++;
+	check_run(g);
 	r = drain(g);
 	if (r == -EBADMSG || source_poisoned(g->source)) {
 		flow_trouble(g, r ? "the ring holds nonsense at position %llu: attaching anew" :
@@ -343,7 +337,7 @@ static int make_kernel_group(struct group *g, struct why *why)
 /* What works beside the ring's reader, and with it */
 static int engines(struct group *g)
 {
-	const struct resync_args a = { .loop = g->d->loop, .source = g->source, .group = g->name, .emit = emit,
+	const struct resync_args a = { .loop = g->d->loop, .source = g->source, .group = g->name, .emit = flow_emit,
 				       .kick = flow_kick, .missing = group_missing, .arg = g };
 	struct resync_args with = a;
 	int r = compare_create(g->d->ship, g->name, g->pack.stream, g->key, flow_kick, g, &g->compare);
@@ -404,6 +398,7 @@ void flow_detach(struct group *g, void (*closed)(void *arg), void *arg)
 
 void flow_close(struct group *g)
 {
+	check_end(g, "the connection to the vault was lost");
 	if (g->resync)
 		resync_lost(g->resync);
 	if (g->compare)
@@ -448,11 +443,8 @@ static bool seq_behind(struct group *g)
 	       info.next_seq <= g->durable_seq;
 }
 
-/* A vault that was itself restored: what it has lost is not in the ring any more */
-static void copy_again(struct group *g, uint64_t had)
+void flow_all_dirty(struct group *g)
 {
-	log_err("group %s: the vault had acknowledged frame %llu and has %llu now: all disks are copied again",
-		g->name, (unsigned long long)had, (unsigned long long)g->durable_frame);
 	for (uint32_t slot = 0; slot < ASR_DISKS_MAX; slot++) {
 		struct asr_disk_info info = { .slot = slot };
 		struct asr_dirty d = { .slot = slot };
@@ -462,6 +454,14 @@ static void copy_again(struct group *g, uint64_t had)
 		d.count = (info.sectors + ASR_CHUNK_SECTORS - 1) / ASR_CHUNK_SECTORS;
 		source_ioctl(g->source, ASR_IOC_DIRTY_SET, &d);
 	}
+}
+
+/* A vault that was itself restored: what it has lost is not in the ring any more */
+static void copy_again(struct group *g, uint64_t had)
+{
+	log_err("group %s: the vault had acknowledged frame %llu and has %llu now: all disks are copied again",
+		g->name, (unsigned long long)had, (unsigned long long)g->durable_frame);
+	flow_all_dirty(g);
 }
 
 static void opened(int err, json_t *p, const struct why *why, void *arg)

@@ -58,10 +58,10 @@ int group_save(struct group *g, struct why *why)
 	hex_encode(g->pack.group, ASR_UUID_BYTES, uuid);
 	hex_encode(g->pack.stream, ASR_UUID_BYTES, stream);
 	return write_json(g, "group.json",
-			  json_pack("{s:s, s:s, s:s, s:I, s:I, s:i, s:b, s:O, s:O, s:I, s:b}", "name", g->name, "uuid", uuid,
+			  json_pack("{s:s, s:s, s:s, s:I, s:I, s:i, s:b, s:O, s:I, s:b}", "name", g->name, "uuid", uuid,
 				    "stream", stream, "generation", (json_int_t)g->pack.generation,
 				    "ring_bytes", (json_int_t)g->ring_bytes, "compression", g->pack.level,
-				    "pending", g->pending, "recipients", g->recipients, "disks", g->disks,
+				    "pending", g->pending, "recipients", g->recipients,
 				    "resync_limit", (json_int_t)g->resync_limit, "paused", g->paused), why);
 }
 
@@ -120,15 +120,14 @@ static int load_fields(struct group *g, struct why *why)
 	const char *uuid, *stream;
 	json_int_t generation, ring, first = 0, last = 0, durable = 0, limit = 0;
 	int pending, consistent = 0, paused = 0, r;
-	json_t *disks = NULL;
 
 	r = read_json(g->d, g->name, "group.json", &root, why);
 	if (r)
 		return r;
-	if (json_unpack(root, "{s:s, s:s, s:I, s:I, s:i, s:b, s:O, s?o, s?I, s?b}", "uuid", &uuid, "stream", &stream,
+	if (json_unpack(root, "{s:s, s:s, s:I, s:I, s:i, s:b, s:O, s?I, s?b}", "uuid", &uuid, "stream", &stream,
 			"generation", &generation, "ring_bytes", &ring, "compression", &g->pack.level,
-			"pending", &pending, "recipients", &g->recipients, "disks", &disks,
-			"resync_limit", &limit, "paused", &paused) || (disks && !json_is_array(disks)) || limit < 0 ||
+			"pending", &pending, "recipients", &g->recipients,
+			"resync_limit", &limit, "paused", &paused) || limit < 0 ||
 	    hex_decode(uuid, g->pack.group, ASR_UUID_BYTES) ||
 	    hex_decode(stream, g->pack.stream, ASR_UUID_BYTES))
 		return why_set(why, EINVAL, "group.json of %s is not whole", g->name);
@@ -137,8 +136,6 @@ static int load_fields(struct group *g, struct why *why)
 	g->pending = pending;
 	g->paused = paused;
 	g->resync_limit = (uint64_t)limit;
-	if (disks)
-		json_array_extend(g->disks, disks);
 	r = read_json(g->d, g->name, "state.json", &state, why);
 	if (r)
 		return r;
@@ -157,7 +154,6 @@ static int load_fields(struct group *g, struct why *why)
 static void free_group(struct group *g)
 {
 	json_decref(g->recipients);
-	json_decref(g->disks);
 	secret_free(g->key);
 	pack_end(&g->pack);
 	free(g);
@@ -170,9 +166,7 @@ static struct group *new_group(struct asrd *d, const char *name)
 	if (!g)
 		return NULL;
 	g->key = secret_alloc(ASR_KEY_BYTES);
-	g->disks = json_array();
-	if (!g->key || !g->disks) {
-		secret_free(g->key);
+	if (!g->key) {
 		free(g);
 		return NULL;
 	}
@@ -341,46 +335,12 @@ int group_make(struct asrd *d, const char *name, uint64_t ring_bytes, json_t *re
 
 /* --------------------------------------------------------------- disks */
 
-static size_t disk_find(const struct group *g, const char *name)
+bool group_disk_is_up(const struct group *g, const struct asr_group_info *info, const char *name)
 {
-	json_t *d;
-	size_t i;
+	for (uint32_t i = 0; g->source && i < info->disks; i++) {
+		struct asr_disk_info disk = { .slot = i };
 
-	json_array_foreach(g->disks, i, d)
-		if (!strcmp(json_string_value(json_object_get(d, "name")) ?: "", name))
-			return i;
-	return SIZE_MAX;
-}
-
-void group_disk_add(struct group *g, const char *name)
-{
-	struct why why = { "" };
-
-	if (disk_find(g, name) != SIZE_MAX)
-		return;
-	json_array_append_new(g->disks, json_pack("{s:s}", "name", name));
-	if (group_save(g, &why))
-		log_err("group %s: that it has disk %s was not written: %s", g->name, name, why.text);
-}
-
-int group_disk_forget(struct group *g, const char *name, struct why *why)
-{
-	size_t i = disk_find(g, name);
-
-	if (i == SIZE_MAX)
-		return why_set(why, ENOENT, "group %s knows no disk %s", g->name, name);
-	json_array_remove(g->disks, i);
-	if (g->resync)
-		flow_kick(g);
-	return group_save(g, why);
-}
-
-static bool is_there(struct group *g, const struct asr_group_info *info, const char *name)
-{
-	for (uint32_t i = 0; i < info->disks; i++) {
-		struct asr_disk_info d = { .slot = i };
-
-		if (!source_ioctl(g->source, ASR_IOC_DISK_INFO, &d) && d.active && !strcmp(d.name, name))
+		if (!source_ioctl(g->source, ASR_IOC_DISK_INFO, &disk) && disk.active && !strcmp(disk.name, name))
 			return true;
 	}
 	return false;
@@ -390,19 +350,21 @@ const char *group_missing(void *group)
 {
 	struct group *g = group;
 	struct asr_group_info info = { .index = 0 };
+	cleanup_json disks = NULL;
 	json_t *d;
 	size_t i;
 
 	memcpy(info.name, g->name, sizeof(info.name));
-	if (!g->source || source_ioctl(g->source, ASR_IOC_GROUP_INFO, &info))
+	if (!g->source || g->d->ring_file || source_ioctl(g->source, ASR_IOC_GROUP_INFO, &info) ||
+	    remember_list(g->d->state_dir, g->name, &disks, NULL))
 		return NULL;
-	json_array_foreach(g->disks, i, d) {
+	json_array_foreach(disks, i, d) {
 		const char *name = json_string_value(json_object_get(d, "name"));
 
-		if (!name || is_there(g, &info, name))
+		if (group_disk_is_up(g, &info, name))
 			continue;
 		snprintf(g->missing, sizeof(g->missing), "waits for disk %s: it is configured and not there; "
-			 "`asrctl disk unprotect --forget %s --group %s` gives it up", name, name, g->name);
+			 "`asrctl boot` brings it up, `asrctl disk unprotect %s --forget` gives it up", name, name);
 		return g->missing;
 	}
 	return NULL;

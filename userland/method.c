@@ -275,17 +275,6 @@ static bool is_consistent(const struct group *g, const struct asr_group_info *in
 	return g->open ? g->resync && resync_consistent(g->resync) && info->state != ASR_STATE_TRACK : false;
 }
 
-static bool is_up(const struct group *g, const struct asr_group_info *info, const char *name)
-{
-	for (uint32_t i = 0; g->source && i < info->disks; i++) {
-		struct asr_disk_info disk = { .slot = i };
-
-		if (!source_ioctl(g->source, ASR_IOC_DISK_INFO, &disk) && disk.active && !strcmp(disk.name, name))
-			return true;
-	}
-	return false;
-}
-
 /* Disks that are to be protected and are not: what a boot could not bring up */
 static json_t *missing(const struct group *g, const struct asr_group_info *info)
 {
@@ -295,7 +284,7 @@ static json_t *missing(const struct group *g, const struct asr_group_info *info)
 
 	if (!g->d->ring_file && !remember_list(g->d->state_dir, g->name, &disks, NULL))
 		json_array_foreach(disks, i, disk)
-			if (!is_up(g, info, json_string_value(json_object_get(disk, "name"))))
+			if (!group_disk_is_up(g, info, json_string_value(json_object_get(disk, "name"))))
 				json_array_append(names, json_object_get(disk, "name"));
 	return names;
 }
@@ -409,6 +398,78 @@ static void list_disks(struct group *g, json_t *disks)
 	}
 }
 
+/* -------------------------------------------------- resync and its like */
+
+/* How fast, from now on and after a restart; and with "all", every chunk of every disk again */
+static void group_resync(struct control_call *call, json_t *parameters, struct asrd *d)
+{
+	struct group *g = named(call, parameters, "name", d);
+	json_t *rate = json_object_get(parameters, "rate");
+	struct why why = { "" };
+
+	if (!g)
+		return;
+	if (rate && (!json_is_integer(rate) || json_integer_value(rate) < 0)) {
+		control_error(call, "rate is bytes a second, or 0: as fast as can be");
+		return;
+	}
+	if (!g->source) {
+		control_error(call, "group %s is not attached to its ring: %s", g->name, g->trouble);
+		return;
+	}
+	if (rate) {
+		g->resync_limit = (uint64_t)json_integer_value(rate);
+		resync_limit(g->resync, g->resync_limit, g->paused);
+	}
+	if (json_is_true(json_object_get(parameters, "all"))) {
+		flow_all_dirty(g);
+		log_info("group %s: all disks are to be compared again", g->name);
+	}
+	flow_check(g);
+	if (group_save(g, &why))
+		control_error(call, "%s", why.text);
+	else
+		control_reply(call, status_of(g), false);
+}
+
+static void set_paused(struct control_call *call, json_t *parameters, struct asrd *d, bool paused)
+{
+	struct group *g = named(call, parameters, "name", d);
+	struct why why = { "" };
+
+	if (!g)
+		return;
+	if (g->paused != paused)
+		log_info("group %s: resync is %s", g->name, paused ? "paused" : "resumed");
+	g->paused = paused;
+	if (g->resync)
+		resync_limit(g->resync, g->resync_limit, paused);
+	if (group_save(g, &why))
+		control_error(call, "%s", why.text);
+	else
+		control_reply(call, status_of(g), false);
+}
+
+static void group_pause(struct control_call *call, json_t *parameters, struct asrd *d)
+{
+	set_paused(call, parameters, d, true);
+}
+
+static void group_resume(struct control_call *call, json_t *parameters, struct asrd *d)
+{
+	set_paused(call, parameters, d, false);
+}
+
+static void group_verify(struct control_call *call, json_t *parameters, struct asrd *d)
+{
+	struct group *g = named(call, parameters, "name", d);
+
+	if (g && !g->source)
+		control_error(call, "group %s is not attached to its ring: %s", g->name, g->trouble);
+	else if (g)
+		check_call(call, parameters, g);
+}
+
 static void disk_list(struct control_call *call, json_t *parameters, struct asrd *d)
 {
 	json_t *disks = json_array();
@@ -439,6 +500,10 @@ static const struct {
 	{ "io.asr.Group.Show",		group_show },
 	{ "io.asr.Group.Mark",		group_mark },
 	{ "io.asr.Group.Delete",	group_delete },
+	{ "io.asr.Group.Resync",	group_resync },
+	{ "io.asr.Group.Pause",		group_pause },
+	{ "io.asr.Group.Resume",	group_resume },
+	{ "io.asr.Group.Verify",	group_verify },
 	{ "io.asr.Disk.List",		disk_list },
 	{ "io.asr.Reload",		reload },
 };

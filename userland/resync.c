@@ -21,8 +21,9 @@
  * a round does, some at a time, at the speed of the device when nothing differs.
  *
  * The ring comes first. A round ends soon after something stands in the ring, and
- * that is consumed; what was emitted and is not durable yet is a quarter of the
- * ring at most, for the ring's acknowledgements queue up behind it; and while more
+ * that is consumed; what is being read, and what was emitted and is not durable yet,
+ * is a quarter of the ring at most, for the ring waits for the one and its
+ * acknowledgements queue up behind the other; and while more
  * than a quarter of the ring is in use, only single chunks are read now and
  * then, so that a busy disk still becomes consistent some time.
  *
@@ -120,8 +121,7 @@ static void start_read(struct resync *r, struct part *p)
 	p->sectors = (uint32_t)n;
 	p->state = n ? READING : READY;
 	p->op = (struct loop_op){ .done = read_done, .arg = p };
-	if (!p->range->w.known)
-		r->reading += n * 512;
+	r->reading += n * 512;
 	r->round_bytes += n * 512;
 	r->tokens -= r->tokens < n * 512 ? r->tokens : n * 512;
 	if (n)
@@ -161,10 +161,15 @@ static struct range *reading_range(struct resync *r)
 
 static bool may_read(struct resync *r, bool readable)
 {
-	if (!r->round_left || (readable && r->round_bytes >= SHARE_BYTES) || (r->limit && !r->tokens) || r->paused ||
-	    r->run_count + RUNS_SLACK >= RUNS)
+	uint64_t quarter = source_bytes(r->a.source) / 4;
+
+	if (!r->round_left || (r->limit && !r->tokens) || r->paused || r->run_count + RUNS_SLACK >= RUNS)
 		return false;
-	return r->in_flight + r->reading < source_bytes(r->a.source) / 4;
+	/* something waits in the ring: the round was long enough */
+	if (readable && (r->round_bytes >= quarter || r->round_bytes >= SHARE_BYTES ||
+			 now_ns() - r->last_round_ns > HOLD_NS))
+		return false;
+	return r->in_flight + r->reading < quarter;
 }
 
 static void refill(struct resync *r, bool readable)
@@ -345,8 +350,7 @@ static int emit_part(struct resync *r, struct part *p)
 /* The first part of the line is done with */
 static void part_end(struct resync *r, struct part *p)
 {
-	if (!p->range->w.known)
-		r->reading -= p->sectors * 512ull;
+	r->reading -= p->sectors * 512ull;
 	p->range->parts--;
 	memmove(r->line, r->line + 1, --r->in_line * sizeof(*r->line));
 }

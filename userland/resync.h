@@ -20,6 +20,7 @@
 #define RUNS		4096		/* taken and not yet durable */
 #define RUNS_SLACK	(2 * PARTS + 64)
 #define SHARE_BYTES	(4u << 20)	/* of the ring, between two rounds; of a round, while the ring waits */
+#define HOLD_NS		20000000ull	/* that the ring may wait for a round */
 #define TRICKLE_NS	50000000ull	/* between single chunks while the ring is in use */
 #define SOON_NS		2000000ull
 #define RETRY_NS	1000000000ull
@@ -66,7 +67,7 @@ struct resync {
 	uint64_t chunk;
 	struct asr_dirty ahead;		/* taken, beyond the last window; count 0: nothing */
 	uint64_t in_flight;		/* bytes emitted and not yet durable */
-	uint64_t reading;		/* bytes being read that will be emitted, all of them */
+	uint64_t reading;		/* bytes being read */
 	uint64_t acked_frame;
 	uint64_t last_round_ns, round_left, round_bytes;
 	uint64_t turn_pos;		/* the ring is consumed up to here before the next round */

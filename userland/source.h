@@ -266,6 +266,35 @@ const char *resync_waits(const struct resync *r);
    limit_bytes_per_s, paused, waits_for} */
 json_t *resync_status(struct resync *r);
 
+/* ------------------------------------------------------------- verify.c */
+
+/* Compares disks with the vault's copy, ships nothing. */
+struct verify;
+struct verify_args {
+	struct loop *loop;
+	struct source *source;
+	struct compare *compare;
+	const char *group;		/* outlives it */
+	char disk[ASR_NAME_BYTES];	/* "": all of the group */
+	uint64_t rate;			/* bytes to read in a second, 0: as many as can be */
+	uint64_t settle_ns;		/* a difference that lasts so long is one */
+	resync_emit *emit;		/* to ship what is gathered, nothing else */
+	kick_fn *kick;
+	void *kick_arg;			/* of both */
+	/*
+	 * {difference: {disk, sector, sectors}}, {progress: {...}}; at the end, with end
+	 * not NULL, the progress and "result": equal, different or busy. *end: why it
+	 * could not be done, else "". The last report may destroy the verify.
+	 */
+	void (*report)(void *arg, json_t *what, const char *end);
+	void *arg;
+};
+/* -ENODEV: there is no such disk */
+int verify_create(const struct verify_args *a, struct verify **out);
+void verify_destroy(struct verify *v);		/* freed when its last read has ended */
+void verify_step(struct verify *v);
+uint64_t verify_due(const struct verify *v);	/* now_ns clock */
+
 /* --------------------------------------------------------------- flow.c */
 
 /* What all groups share. */
@@ -300,7 +329,6 @@ struct group {
 	char name[ASR_NAME_BYTES];
 	uint64_t ring_bytes;
 	json_t *recipients;		/* PEM texts */
-	json_t *disks;			/* [{"name"}]: what it protects, there or not */
 	uint64_t resync_limit;		/* bytes a second, 0: none */
 	bool paused;			/* its resync */
 	bool pending;			/* the vault has not confirmed it yet */
@@ -316,6 +344,7 @@ struct group {
 	struct source *source;		/* NULL: not attached */
 	struct compare *compare;	/* both live and die with source */
 	struct resync *resync;
+	struct check *check;		/* a verify under way, method's */
 	struct batch batch;
 	bool open, opening, runnable;
 	unsigned int idle_rounds;
@@ -342,7 +371,9 @@ void flow_detach(struct group *g, void (*closed)(void *arg), void *arg);
 void flow_open(struct group *g);
 void flow_close(struct group *g);		/* the connection is gone */
 void flow_ack(struct group *g, const struct msg_ack *ack);
+void flow_all_dirty(struct group *g);		/* every chunk of every disk */
 void flow_check(struct group *g);		/* has something become dirty by itself? */
+resync_emit flow_emit;			/* resync's and verify's records; arg: the group */
 void flow_run_all(void *asrd);			/* idle hook: runs what is runnable */
 uint64_t flow_oldest_ns(const struct group *g);	/* capture time of what is not durable; 0: all is */
 uint64_t flow_waiting_bytes(const struct group *g);
@@ -364,13 +395,19 @@ int group_confirm(struct group *g, struct why *why);	/* no longer pending */
 void group_drop(struct group *g);
 int group_save_state(struct group *g, struct why *why);
 int group_save(struct group *g, struct why *why);	/* group.json */
-/* A disk that is protected: remembered until it is taken out. forget: -ENOENT */
-void group_disk_add(struct group *g, const char *name);
-int group_disk_forget(struct group *g, const char *name, struct why *why);
+bool group_disk_is_up(const struct group *g, const struct asr_group_info *info, const char *name);
 /* A text that names a disk which is remembered and not there; NULL: none. The group's own, until the next call */
 const char *group_missing(void *group);
 extern const struct ship_ops group_ship_ops;	/* arg: struct asrd */
 void group_second(struct asrd *d);		/* once a second: attach, rates, state files */
+
+/* -------------------------------------------------------------- check.c */
+
+/* io.asr.Group.Verify: a verify and who asked for it. */
+void check_call(struct control_call *call, json_t *parameters, struct group *g);
+void check_run(struct group *g);			/* a step, if one is under way */
+uint64_t check_due(const struct group *g);		/* now_ns clock; 0: none is */
+void check_end(struct group *g, const char *why);	/* it cannot go on */
 
 /* ------------------------------------------------------------- method.c */
 
