@@ -15,8 +15,8 @@ static int rate_of(const struct args *a, json_t *parameters, struct why *why)
 	if (!rate)
 		return 0;
 	if (strcmp(rate, "0") && (size_parse(rate, &bytes) || bytes < 65536 || bytes > 1ull << 50))
-		return why_set(why, EINVAL, "bad rate \"%.40s\": bytes a second, as 50M, or 0 for no limit; at least 64K",
-			       rate);
+		return why_set(why, EINVAL, "bad rate \"%.40s\": bytes a second, as 50M, or 0 for no limit; at least "
+			       "64K", rate);
 	json_object_set_new(parameters, "rate", json_integer(strcmp(rate, "0") ? (json_int_t)bytes : 0));
 	return 0;
 }
@@ -98,8 +98,9 @@ static int on_reply(json_t *reply, void *arg)
 		json_array_append(r->differences, d);
 		if (!r->a->json) {
 			progress_end(&r->bar);
-			printf("disk %s differs: sector %llu, %llu sectors\n", json_string_value(json_object_get(d, "disk")),
-			       (unsigned long long)number(d, "sector"), (unsigned long long)number(d, "sectors"));
+			printf("disk %s differs: sector %llu, %llu sectors\n",
+			       json_string_value(json_object_get(d, "disk")), (unsigned long long)number(d, "sector"),
+			       (unsigned long long)number(d, "sectors"));
 			fflush(stdout);
 		}
 	} else if (p) {
@@ -140,7 +141,8 @@ int group_verify(const struct args *a, struct why *why)
 		long seconds = strtol(settle, &end, 10);
 
 		if (*end || end == settle || seconds < 0 || seconds > 86400)
-			err = why_set(why, EINVAL, "bad --settle \"%.40s\": seconds from 0 to 86400 are wanted", settle);
+			err = why_set(why, EINVAL, "bad --settle \"%.40s\": seconds from 0 to 86400 are wanted",
+				      settle);
 		json_object_set_new(p, "settle_s", json_integer(seconds));
 	}
 	if (err) {

@@ -36,7 +36,7 @@ struct options {
 	const char *config;
 	bool config_given;
 	char *state_dir, *control;
-	const char *ring_file, *device;
+	const char *ring_file, *ring_disk, *device;
 	int compression, log_level;
 	uint64_t delay_ms;
 };
@@ -50,6 +50,7 @@ static const char usage[] =
 	"  --control PATH     control socket (" ASR_SOCKET ")\n"
 	"  --device PATH      control device of the module (/dev/dm-asr)\n"
 	"  --ring-file FILE   for benchmarks: a ring in a file instead of the module\n"
+	"  --ring-disk FILE   for benchmarks: the disk of the ring file, dirty where FILE.dirty says\n"
 	"  --help             this text\n"
 	"  --version          the version\n";
 
@@ -123,7 +124,8 @@ static int parse_options(int argc, char **argv, struct options *o)
 	static const struct option longs[] = {
 		{ "config", required_argument, NULL, 'c' }, { "state-dir", required_argument, NULL, 's' },
 		{ "control", required_argument, NULL, 'C' }, { "device", required_argument, NULL, 'd' },
-		{ "ring-file", required_argument, NULL, 'r' }, { "help", no_argument, NULL, 'h' },
+		{ "ring-file", required_argument, NULL, 'r' },
+		{ "ring-disk", required_argument, NULL, 'R' }, { "help", no_argument, NULL, 'h' },
 		{ "version", no_argument, NULL, 'V' }, { NULL, 0, NULL, 0 },
 	};
 	int c;
@@ -135,6 +137,7 @@ static int parse_options(int argc, char **argv, struct options *o)
 		case 'C': free(o->control); o->control = strdup(optarg); break;
 		case 'd': o->device = optarg; break;
 		case 'r': o->ring_file = optarg; break;
+		case 'R': o->ring_disk = optarg; break;
 		case 'h': fputs(usage, stdout); return 1;
 		case 'V': puts("asrd " ASR_VERSION); return 1;
 		default: fputs("asrd --help lists the options\n", stderr); return 2;
@@ -235,6 +238,7 @@ int main(int argc, char **argv)
 	d.state_dir = o.state_dir;
 	d.device = o.device;
 	d.ring_file = o.ring_file;
+	d.ring_disk = o.ring_disk;
 	d.compression = o.compression;
 	d.batch_delay_ns = o.delay_ms * 1000000;
 	d.idle = (struct loop_idle){ .fn = flow_run_all, .arg = &d };

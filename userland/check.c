@@ -127,8 +127,8 @@ void check_call(struct control_call *call, json_t *parameters, struct group *g)
 	r = c ? verify_create(&a, &c->verify) : -ENOMEM;
 	if (r) {
 		free(c);
-		control_error(call, r == -ENODEV ? "group %s has no disk %s that is there now: asrctl disk list names them" :
-			      "group %s: disk %s: out of memory", g->name, *disk ? disk : "at all");
+		control_error(call, r == -ENODEV ? "group %s has no disk %s that is there now: asrctl disk list names "
+			      "them" : "group %s: disk %s: out of memory", g->name, *disk ? disk : "at all");
 		return;
 	}
 	c->g = g;

@@ -166,7 +166,7 @@ static int take(struct group *g)
 	if (rec.sectors)
 		compare_saw(g->compare, NULL, rec.disk, rec.sector, rec.sectors);
 	if (rec.kind == ASR_KIND_DISK)
-		compare_saw(g->compare, NULL, rec.disk, 0, ASR_DISK_SECTORS_MAX);	/* another disk's now, perhaps */
+		compare_saw(g->compare, NULL, rec.disk, 0, ASR_DISK_SECTORS_MAX);	/* another's, perhaps */
 	if (rec.kind >= ASR_KIND_STATE && batch_loses_consistency(&rec, payload))
 		resync_want(g->resync);
 	return 1;
@@ -363,7 +363,8 @@ int flow_attach(struct group *g, struct why *why)
 	int r;
 
 	if (d->ring_file) {
-		r = source_open_file(d->loop, d->ring_file, d->batch_delay_ns, flow_kick, g, &g->source, why);
+		r = source_open_file(d->loop, d->ring_file, d->ring_disk, d->batch_delay_ns, flow_kick, g,
+				     &g->source, why);
 	} else {
 		struct asr_group_info info = { .index = 0 };
 

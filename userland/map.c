@@ -334,7 +334,8 @@ static int paint_found(struct map *m, struct found *f, const struct floor *floor
 		const struct seg_rec *r = &f->recs[i];
 		bool used = false;
 
-		if (floor->there && (r->frame < floor->frame || (r->frame == floor->frame && r->record < floor->record)))
+		if (floor->there && (r->frame < floor->frame ||
+				     (r->frame == floor->frame && r->record < floor->record)))
 			break;
 		if (version_room(m))
 			return -ENOMEM;
@@ -519,7 +520,8 @@ static int head_read(struct map *m, struct version *v, struct frame_hdr *h, stru
 		return -EBADMSG;
 	whole = sizeof(*h) + h->records * sizeof(struct frame_rec) + h->meta_bytes + h->digest_bytes + ASR_TAG_BYTES;
 	if (h->total_bytes != f.bytes || h->records != f.records || h->frame_no != v->seg + v->rec.frame ||
-	    memcmp(h->group, ingest_group(m->s), ASR_UUID_BYTES) || memcmp(h->stream, ingest_uuid(m->s), ASR_UUID_BYTES))
+	    memcmp(h->group, ingest_group(m->s), ASR_UUID_BYTES) ||
+	    memcmp(h->stream, ingest_uuid(m->s), ASR_UUID_BYTES))
 		return damaged(v, "this is not the frame that the footer names", why);
 	if (whole > guess)
 		ret = ingest_read(m->s, v->seg, f.offset + guess, m->head + guess, whole - guess);

@@ -334,7 +334,8 @@ static int emit_part(struct resync *r, struct part *p)
 		else if (fate == ZERO)
 			ret = add_zero(r, p, sector, n);
 		else if (!(ret = flush_zero(r)))
-			ret = put(r, p->range, ASR_KIND_SYNC, p->slot, sector, n, p->buf + p->done * 512ull, &p->frame_no);
+			ret = put(r, p->range, ASR_KIND_SYNC, p->slot, sector, n, p->buf + p->done * 512ull,
+				  &p->frame_no);
 		if (ret) {
 			r->compared_bytes = compared;
 			r->differing_bytes = differing;

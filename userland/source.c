@@ -40,6 +40,7 @@ struct source {
 	struct loop *loop;
 	int fd;
 	bool file, closing;
+	struct ringdisk *disk;		/* of a ring file; NULL: it has none */
 	bool single;			/* a kernel before 5.13: no multishot poll */
 	volatile struct asr_ring_consumer *cons;
 	const volatile struct asr_ring_producer *prod;
@@ -157,7 +158,10 @@ uint64_t source_discarded(const struct source *s) { return s->discarded; }
 uint32_t source_state(const struct source *s) { return s->prod->state; }
 bool source_poisoned(const struct source *s) { return s->prod->poisoned; }
 bool source_is_file(const struct source *s) { return s->file; }
-const char *source_disk_file(const struct source *s, uint32_t slot) { return NULL; }
+const char *source_disk_file(const struct source *s, uint32_t slot)
+{
+	return s->disk && !slot ? ringdisk_file(s->disk) : NULL;
+}
 
 /* ------------------------------------------------------------ sleeping */
 
@@ -222,6 +226,7 @@ static void maybe_free(struct source *s)
 		munmap((void *)(uintptr_t)s->prod, PAGE);
 	if (s->fd >= 0)
 		close(s->fd);
+	ringdisk_close(s->disk);
 	if (s->closed)
 		s->closed(s->closed_arg);
 	free(s);
@@ -356,7 +361,7 @@ int source_open(struct loop *l, const char *device, const char *group, uint64_t 
 	return start(s, out, why);
 }
 
-int source_open_file(struct loop *l, const char *path, uint64_t poll_ns,
+int source_open_file(struct loop *l, const char *path, const char *disk, uint64_t poll_ns,
 		     kick_fn *kick, void *arg, struct source **out, struct why *why)
 {
 	struct source *s = new_source(l, poll_ns, kick, arg);
@@ -378,6 +383,8 @@ int source_open_file(struct loop *l, const char *path, uint64_t poll_ns,
 	}
 	if (!r)
 		r = map_ring(s, 0, PAGE, 2 * PAGE, why);
+	if (!r && disk)
+		r = ringdisk_open(disk, &s->disk, why);
 	if (r) {
 		source_close(s, NULL, NULL);
 		return r;
@@ -401,9 +408,11 @@ void source_close(struct source *s, void (*closed)(void *arg), void *arg)
 
 /* ------------------------------------------------------------ the calls */
 
-/* A ring file captures, has no disk table and nothing dirty. */
+/* A ring file captures; without a disk it has no disk table and nothing dirty. */
 static int file_ioctl(struct source *s, unsigned long request, void *arg)
 {
+	if (s->disk && request != ASR_IOC_GROUP_INFO && request != ASR_IOC_CAPTURE)
+		return ringdisk_ioctl(s->disk, request, arg);
 	switch (request) {
 	case ASR_IOC_DIRTY_FETCH:
 		return -ENODATA;
@@ -418,7 +427,7 @@ static int file_ioctl(struct source *s, unsigned long request, void *arg)
 		i->ring_bytes = s->bytes;
 		i->head = source_head(s);
 		i->tail = s->tail;
-		return 0;
+		return s->disk ? ringdisk_ioctl(s->disk, request, arg) : 0;
 	}
 	case ASR_IOC_DIRTY_ACK:
 	case ASR_IOC_DIRTY_RETURN:

@@ -30,9 +30,10 @@ int source_open(struct loop *l, const char *device, const char *group, uint64_t 
 		kick_fn *kick, void *arg, struct source **out, struct why *why);
 /*
  * For benchmarks and tests: a ring in a file, [consumer page][producer page]
- * [data], written by another process. No kernel, no poll: timeouts only.
+ * [data], written by another process. No kernel, no poll: timeouts only. disk: the
+ * file that it is written to; NULL: the ring has none.
  */
-int source_open_file(struct loop *l, const char *path, uint64_t poll_ns,
+int source_open_file(struct loop *l, const char *path, const char *disk, uint64_t poll_ns,
 		     kick_fn *kick, void *arg, struct source **out, struct why *why);
 /* closed (may be NULL) runs from the loop when the device has been let go */
 void source_close(struct source *s, void (*closed)(void *arg), void *arg);
@@ -75,6 +76,14 @@ const char *source_disk_file(const struct source *s, uint32_t slot);
 int source_ioctl(struct source *s, unsigned long request, void *arg);
 /* Without being attached. device as in source_open; -ENOENT with why: load the module */
 int source_control(const char *device, unsigned long request, void *arg, struct why *why);
+
+/* ----------------------------------------------------------- ringdisk.c */
+
+struct ringdisk;
+int ringdisk_open(const char *file, struct ringdisk **out, struct why *why);
+void ringdisk_close(struct ringdisk *d);		/* NULL is fine */
+const char *ringdisk_file(const struct ringdisk *d);
+int ringdisk_ioctl(struct ringdisk *d, unsigned long request, void *arg);
 
 /* -------------------------------------------------------------- batch.c */
 
@@ -305,6 +314,7 @@ struct asrd {
 	const char *state_dir;
 	const char *device;		/* NULL: /dev/dm-asr */
 	const char *ring_file;		/* instead of the kernel */
+	const char *ring_disk;		/* its disk, a file; or NULL */
 	uint64_t batch_delay_ns;
 	int compression;		/* of new groups, unless they say */
 	struct group *groups;

@@ -180,7 +180,8 @@ bool sweep_open(struct resync *r, uint32_t slot, int *ret)
 /* A run that cannot be read now */
 void sweep_give_back(struct resync *r, const struct asr_dirty *d, int ret)
 {
-	struct part p = { .state = ret == -EAGAIN ? EARLY : BAD, .slot = d->slot, .chunk = d->chunk, .count = d->count };
+	struct part p = { .state = ret == -EAGAIN ? EARLY : BAD, .slot = d->slot, .chunk = d->chunk,
+			  .count = d->count };
 	bool careful = r->careful;
 
 	sweep_put_back(r, &p);

@@ -172,7 +172,8 @@ static int age_of(const struct verify *v, const struct part *p, uint32_t block, 
 }
 
 /* A run of blocks that differ, all of one age */
-static void run_end(struct verify *v, const struct part *p, uint32_t first, uint32_t blocks, const uint64_t *hash, int age)
+static void run_end(struct verify *v, const struct part *p, uint32_t first, uint32_t blocks, const uint64_t *hash,
+		    int age)
 {
 	if (!blocks)
 		return;

@@ -5,6 +5,8 @@
 # asr-vaultd -> durable; to be sourced by the native benches.
 #
 #   pipe_up RING_MIB COMPRESSION   a fresh vault, both daemons, group b on $W/ring
+#   site_make RING_MIB, vaultd_up, asrd_up, group_up COMPRESSION   ... step by step
+#   RING_DISK                      a file: the ring's disk, all of it dirty
 #   pipe_down
 #   cpu_s PID                      CPU seconds it has used
 
@@ -25,24 +27,41 @@ trap pipe_kill EXIT
 ctl() { "$B/asrctl" "$@" --control "$W/asrd.sock"; }
 connected() { ctl status -o json 2> /dev/null | jq -e '.vault.connected' > /dev/null; }
 
-pipe_up() {
-	local port=$((20100 + RANDOM % 9000))
+site_make() { # RING_MIB
+	PORT=$((20100 + RANDOM % 9000))
 	rm -rf "$W"
 	mkdir -p "$W"
-	want "$B/asrctl" vault init "$W/vault" --address 127.0.0.1 --port $port > /dev/null
+	want "$B/asrctl" vault init "$W/vault" --address 127.0.0.1 --port $PORT > /dev/null
 	want "$B/asrctl" vault key create --vault-dir "$W/vault" --out "$W/regkey" > /dev/null
 	openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=bench \
 		-keyout "$W/recovery.key" -out "$W/recipient.crt" 2> /dev/null || fail "no certificate"
-	"$B/asr-vaultd" --vault-dir "$W/vault" --listen 127.0.0.1:$port --control "$W/vaultd.sock" 2> "$W/vaultd.log" &
-	VAULTD_PID=$!
-	retry_until 20 test -S "$W/vaultd.sock" || fail "asr-vaultd: $(tail -n 2 "$W/vaultd.log")"
 	"$B/tests/asr-ringgen" --ring "$W/ring" --create --ring-size "${1}M" || fail "no ring"
-	"$B/asrd" --state-dir "$W/state" --control "$W/asrd.sock" --ring-file "$W/ring" 2> "$W/asrd.log" &
+}
+
+vaultd_up() {
+	"$B/asr-vaultd" --vault-dir "$W/vault" --listen 127.0.0.1:$PORT --control "$W/vaultd.sock" 2>> "$W/vaultd.log" &
+	VAULTD_PID=$!
+	retry_until 60 test -S "$W/vaultd.sock" || fail "asr-vaultd: $(tail -n 2 "$W/vaultd.log")"
+}
+
+asrd_up() {
+	"$B/asrd" --state-dir "$W/state" --control "$W/asrd.sock" --ring-file "$W/ring" \
+		${RING_DISK:+--ring-disk "$RING_DISK"} 2>> "$W/asrd.log" &
 	ASRD_PID=$!
-	retry_until 20 test -S "$W/asrd.sock" || fail "asrd: $(tail -n 2 "$W/asrd.log")"
+	retry_until 60 test -S "$W/asrd.sock" || fail "asrd: $(tail -n 2 "$W/asrd.log")"
+}
+
+group_up() { # COMPRESSION
 	want ctl register --key "$W/regkey" --host bench --state-dir "$W/state" > /dev/null
-	retry_until 20 connected || fail "asrd: $(tail -n 2 "$W/asrd.log")"
-	want ctl group create b --recipient "$W/recipient.crt" --compression "$2" > /dev/null
+	retry_until 60 connected || fail "asrd: $(tail -n 2 "$W/asrd.log")"
+	want ctl group create b --recipient "$W/recipient.crt" --compression "$1" > /dev/null
+}
+
+pipe_up() {
+	site_make "$1"
+	vaultd_up
+	asrd_up
+	group_up "$2"
 }
 
 pipe_down() {

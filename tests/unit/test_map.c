@@ -135,7 +135,8 @@ static void check(struct feeder *f, const struct maker *m, struct map_view *v, u
 				uint32_t b = k & ~7u;
 
 				for (uint32_t n = b; is > 1 && b >= at && b + 8 <= at + e->sectors && n < b + 8; n++)
-					if (model_frame[slot][n] != model_frame[slot][b] || model[slot][n] != model[slot][b])
+					if (model_frame[slot][n] != model_frame[slot][b] ||
+					    model[slot][n] != model[slot][b])
 						b = UINT32_MAX / 2;
 				assert_true(is < 2 || b < at || b + 8 > at + e->sectors);
 				assert_int_not_equal(is, 1);
