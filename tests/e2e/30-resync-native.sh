@@ -16,8 +16,8 @@ await_consistent() { retry_until 180 consistent || fail "not consistent: $(tail 
 all_again() { want ctl group resync b --all "$@" > /dev/null; retry_until 60 began || fail "no resync"; }
 began() { [ "$(gj .status.consistent)" = false ] || grep -c 'resync begins' "$W/asrd.log" | grep -qv "^$begun$"; }
 begun=0
-flip() { # BLOCK: one byte of it
-	printf '\xa5' | dd of="$RING_DISK" bs=1 seek=$(($1 * 4096 + 77)) conv=notrunc status=none
+flip() { # BLOCK: some bytes of it, which random ones are not by chance
+	printf 'behind its back' | dd of="$RING_DISK" bs=1 seek=$(($1 * 4096 + 77)) conv=notrunc status=none
 }
 restored() {
 	rm -f "$W/image"

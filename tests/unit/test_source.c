@@ -44,7 +44,7 @@ static int setup(void **state)
 	cons = (void *)mem;
 	prod = (void *)(mem + PAGE);
 	seq = 1;
-	return loop_create(&loop, 8) || source_open_file(loop, path, 1000000, kick, NULL, &s, &why);
+	return loop_create(&loop, 8) || source_open_file(loop, path, NULL, 1000000, kick, NULL, &s, &why);
 }
 
 static int teardown(void **state)
@@ -210,12 +210,12 @@ static void open_refuses(void **state)
 	struct source *other;
 	struct why why;
 
-	assert_int_equal(source_open_file(loop, "/nonexistent/ring", 1, kick, NULL, &other, &why), -ENOENT);
+	assert_int_equal(source_open_file(loop, "/nonexistent/ring", NULL, 1, kick, NULL, &other, &why), -ENOENT);
 	assert_int_equal(truncate(path, RING + 2 * PAGE + 512), 0);
-	assert_int_equal(source_open_file(loop, path, 1, kick, NULL, &other, &why), -EINVAL);
+	assert_int_equal(source_open_file(loop, path, NULL, 1, kick, NULL, &other, &why), -EINVAL);
 	assert_int_equal(truncate(path, RING + 2 * PAGE), 0);
 	cons->tail = 64;
-	assert_int_equal(source_open_file(loop, path, 1, kick, NULL, &other, &why), -EBADMSG);
+	assert_int_equal(source_open_file(loop, path, NULL, 1, kick, NULL, &other, &why), -EBADMSG);
 	assert_int_equal(source_open(loop, "/nonexistent", "g", 1, kick, NULL, &other, &why), -ENOENT);
 	assert_non_null(strstr(why.text, "modprobe dm_asr"));
 }
