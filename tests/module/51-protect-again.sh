@@ -8,7 +8,7 @@ DISKS="64 16 16" MEM=1024
 
 ctl=/run/stubd.sock
 protect() { asrctl disk protect "$@" --group g --no-wait --control $ctl; }
-boot() { asrctl boot "$@"; }
+boot() { asrctl boot; }
 field() { asrctl disk log show "$1" -o json | sed -n "s/^ *\"$2\": \"\{0,1\}\([^\",]*\).*/\1/p"; }
 dirty() { dmsetup status lv0 | awk '{ split($8, a, "/"); print a[1] }'; }
 settled() { [ "$(info dirty_chunks)" = 0 ] && [ "$(field /dev/d2 regions_set)" = 0 ]; }
