@@ -37,7 +37,7 @@ rm -rf "$R"/usr/share/{doc,man,locale,info} "$R"/var/cache/* "$R"/var/lib/apt/li
 cp "$K/boot/vmlinuz-$KV" "$R/boot/"
 cp "$K/boot/config-$KV" "$R/boot/"
 mkdir -p "$R/lib/modules/$KV/updates"
-for m in kernel/{arch,block,crypto,lib,mm,fs/{ext4,jbd2,nls,fat},drivers/{md,virtio,block,char,net/virtio_net.ko}} kernel/fs/mbcache.ko \
+for m in kernel/{arch,block,crypto,lib,mm,fs/{ext4,jbd2,nls,fat},drivers/{md,virtio,block,char,net/virtio_net.ko}} kernel/virt kernel/fs/mbcache.ko \
 	kernel/net/core kernel/drivers/net/net_failover.ko modules.{order,builtin,builtin.modinfo}; do
 	[ ! -e "$K/lib/modules/$KV/$m" ] || { mkdir -p "$R/lib/modules/$KV/$(dirname "$m")"; cp -r "$K/lib/modules/$KV/$m" "$R/lib/modules/$KV/$m"; }
 done
