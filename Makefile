@@ -31,7 +31,7 @@ FUZZERS	:= $(patsubst tests/fuzz/%.c,$(B)/fuzz/%,$(wildcard tests/fuzz/*.c))
 MAN	:= $(patsubst docs/%.scd,$(B)/man/%,$(wildcard docs/*.scd))
 
 .PHONY: all help setup deps kernels modules userland tests units check check-kernels demo bench bench-kernel \
-	bench-pipeline bench-rpo fuzz fuzz-build style man install dkms-install deb check-deb clean
+	bench-pipeline bench-rpo fuzz fuzz-build style man install dkms-install deb check-deb check-boot clean
 .DEFAULT_GOAL := all
 
 all: userland man		## build the daemons, asrctl and the man pages
@@ -120,6 +120,11 @@ deb: deps			## Debian packages of this tree, in build/deb/ (DEB_VERSION= for ano
 check-deb: deps			## the packages in a fresh Debian: install, upgrade under load, remove
 	@$(MAKE) --no-print-directory deb userland tests
 	@tests/run deb/
+
+check-boot: deps		## a Debian whose root disk is protected: power cuts, reboots, its replica
+	@tests/setup.sh packaging
+	@$(MAKE) --no-print-directory SERIES=6.1 modules userland tests man
+	@tests/run boot/
 
 clean:				## remove what was built, keep the unpacked kernels
 	rm -rf $(B)/userland $(B)/tools $(B)/tests $(B)/fuzz $(B)/fuzzobj $(B)/man $(B)/module \

@@ -9,7 +9,6 @@
 #   was_early       capture was on before the root and the data volume were mounted, in this boot
 # shellcheck source=tests/lib.sh
 . /asr/lib.sh
-export LD_LIBRARY_PATH=/asr/lib PATH=$PATH:/asr/bin
 
 group_json() { asrctl group show g -o json; }
 drained() {
@@ -49,13 +48,16 @@ stamps_on() {
 	# Nothing of an earlier boot's; and once written, O_DIRECT writes go to its blocks at once.
 	dd if=/dev/zero of=/data/stamps bs=1M count=8 oflag=direct conv=fsync,notrunc status=none
 	rm -f /run/stamp.log
-	setsid asr-stamp --log /dev/virtio-ports/stamplog --threads 2 --rate 40 --max-bytes 16384 --seconds 0 \
+	LD_LIBRARY_PATH=/asr/lib setsid /asr/bin/asr-stamp --log /dev/virtio-ports/stamplog --threads 2 --rate 40 --max-bytes 16384 --seconds 0 \
 		/data/stamps > /run/stamp.log 2>&1 < /dev/null &
-	retry_until 60 pgrep -x asr-stamp > /dev/null || { cat /run/stamp.log; fail "no workload"; }
+	echo $! > /run/stamp.pid
 }
 stamps_off() {
-	pkill -x asr-stamp
-	retry_until 60 not pgrep -x asr-stamp > /dev/null
+	local p
+	p=$(cat /run/stamp.pid)
+	kill "$p" || { cat /run/stamp.log; fail "the workload had ended"; }
+	ended() { ! kill -0 "$p" 2> /dev/null; }
+	retry_until 60 ended || fail "the workload does not end"
 	cat /run/stamp.log
 }
 

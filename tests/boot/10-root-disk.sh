@@ -20,7 +20,7 @@ if [ -n "${ASR_GUEST:-}" ]; then
 	exit 0
 fi
 # shellcheck source=tests/e2e/lib.sh
-. "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/../e2e/lib.sh"
 [ "$(id -u)" = 0 ] || skip "root is needed to make a Debian root"
 ROOT_MIB=560
 DISK=$VM_OUT/disk.img
@@ -73,7 +73,7 @@ site_up
 boot() { # NAME
 	vm_start_root "$1" "$DISK" --kernel "$VM_OUT/vmlinuz" --initrd "$VM_OUT/initrd" --mem 1024 --net \
 		--append "root=/dev/mapper/vg0-root ro" --disk "$VM_OUT/d0.img" --disk "$VM_OUT/d1.img" --disk "$VM_OUT/d2.img" \
-		--add "$E2E/root-guest.sh" --add "$W/regkey" --add "$W/recipient.crt"
+		--add "$ASR_TOP/tests/boot/root-guest.sh" --add "$W/regkey" --add "$W/recipient.crt"
 	vm_up "$1" 600
 }
 run_in() { # NAME SECONDS CMD
