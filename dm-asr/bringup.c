@@ -46,6 +46,11 @@ static void destroy(struct asr_intent *l)
 	if (!l)
 		return;
 	asr_intent_free_map(&l->map);
+	if (!asr_logdev_idle(&l->dev)) {
+		DMERR("I/O of a write-intent log never ended: its memory and this module stay");
+		__module_get(THIS_MODULE);
+		return;
+	}
 	if (l->dev.page)
 		__free_page(l->dev.page);
 	kfree(l);
@@ -301,11 +306,17 @@ void asr_intent_dirty_locked(struct asr_disk *d)
 
 /* ------------------------------------------------------------ start, stop, end */
 
+/* Once it is t's, only t, or the table that follows it, changes that. */
 static struct asr_intent *owned(struct asr_target *t)
 {
-	struct asr_intent *l = t->disk->intent;
+	struct asr_intent *l;
 
-	return l && l->owner == t ? l : NULL;
+	spin_lock_irq(&t->group->lock);
+	l = t->disk->intent;
+	if (l && l->owner != t)
+		l = NULL;
+	spin_unlock_irq(&t->group->lock);
+	return l;
 }
 
 void asr_intent_start(struct asr_target *t)
@@ -370,7 +381,7 @@ static void end(struct asr_intent *l)
 	spin_lock_irq(&g->lock);
 	clean = l->open && !d->map.marked && g->durable_seq >= d->last_seq;
 	spin_unlock_irq(&g->lock);
-	if (!r && clean && asr_logdev_flush(&l->dev, l->data))
+	if (!r && clean && asr_logdev_flush_data(&l->dev, l->data))
 		clean = false;		/* who knows what the disk has */
 	if (!r && clean)
 		r = clear_all(l);

@@ -81,7 +81,7 @@ static inline void asr_compat_bio_init(struct bio *bio, struct bio *like,
 static inline void asr_compat_bio_init_own(struct bio *bio, struct block_device *bdev,
 					   struct bio_vec *vecs, unsigned short max, unsigned int opf)
 {
-	bio_init(bio, bdev, vecs, max, (__force blk_opf_t)opf);
+	bio_init(bio, bdev, vecs, max, opf);
 }
 #elif !ASR_HAS_BIO_INIT_BDEV
 static inline void asr_compat_bio_init(struct bio *bio, struct bio *like,

@@ -30,6 +30,7 @@
 
 #include <linux/blkdev.h>
 #include <linux/bio.h>
+#include <linux/completion.h>
 #include <linux/device-mapper.h>
 #include <linux/fs.h>
 #include <linux/list.h>
@@ -69,12 +70,20 @@ struct asr_map {
 #define ASR_LOG_BLOCK_SECTORS	(ASR_LOG_BLOCK / ASR_LOG_SECTOR)
 #define ASR_LOG_BLOCK_BITS	(ASR_LOG_BLOCK_SECTORS * ASR_LOG_SECTOR_BITS)
 
+/* A bio that is waited for, but not for ever. */
+struct asr_logio {
+	struct bio bio;
+	struct bio_vec vec;
+	struct completion done;
+	bool busy;
+};
+
 /* The device of a log. One user at a time: no lock. */
 struct asr_logdev {
 	struct block_device *bdev;
 	struct page *page;
-	struct bio bio;
-	struct bio_vec vec;
+	struct asr_logio io;
+	struct asr_logio data_io;	/* flushes of the disk */
 	struct asr_log_super super;	/* as it was last read or written */
 	u64 writes;			/* of blocks; READ_ONCE by others */
 };
@@ -389,7 +398,9 @@ int asr_logdev_reread(struct asr_logdev *v);
 int asr_logdev_write_super(struct asr_logdev *v);
 int asr_logdev_read_bits(struct asr_logdev *v, u64 block, unsigned long *map, unsigned long *bad);
 int asr_logdev_write_bits(struct asr_logdev *v, u64 block, const unsigned long *map, bool fua);
-int asr_logdev_flush(struct asr_logdev *v, struct block_device *dev);
+int asr_logdev_flush(struct asr_logdev *v);
+int asr_logdev_flush_data(struct asr_logdev *v, struct block_device *data);
+bool asr_logdev_idle(struct asr_logdev *v);
 
 /* -------------------------------------------------------------- group.c */
 extern struct mutex asr_groups_mutex;

@@ -31,8 +31,8 @@
  *
  * Context: *_locked under group->lock, any; the rest process.
  *
- * Not done: a log device that hangs for ever, without an error, blocks the
- * first write to each region.
+ * Not done: a log device that hangs without an error, for less than it is waited
+ * for, delays the first write to each region by as much.
  */
 #include "dm-asr.h"
 
@@ -309,7 +309,7 @@ int asr_intent_commit(struct asr_intent *l)
 		r = asr_logdev_write_bits(&l->dev, b, m->sent, !n && next >= m->nr_blocks);
 	}
 	if (n > 1 && !r)
-		r = asr_logdev_flush(&l->dev, l->dev.bdev);
+		r = asr_logdev_flush(&l->dev);
 	for (b = find_first_bit(m->flying, m->nr_blocks); b < m->nr_blocks && !r;
 	     b = find_next_bit(m->flying, m->nr_blocks, b + 1)) {
 		spin_lock_irq(&g->lock);
@@ -401,7 +401,7 @@ static void turn(struct asr_intent *l)
 	spin_lock_irq(&d->group->lock);
 	due = time_after_eq(jiffies, l->epoch_end) && d->group->durable_seq >= l->epoch_seq;
 	spin_unlock_irq(&d->group->lock);
-	if (!due || (turn_pieces(l, true) && asr_logdev_flush(&l->dev, l->data)))
+	if (!due || (turn_pieces(l, true) && asr_logdev_flush_data(&l->dev, l->data)))
 		return;
 	turn_pieces(l, false);
 	spin_lock_irq(&d->group->lock);

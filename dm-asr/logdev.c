@@ -10,6 +10,9 @@
  *
  *   All I/O goes through one bio and one page that were made with the log, and
  *   waits: no allocation can recurse into the memory that a write is to free.
+ *   It waits for some seconds only: a device that hangs, for it is suspended,
+ *   say, by someone who is about to suspend the disk as well, shall not hang
+ *   the disk. Until that bio ends nothing else is done with the device.
  *   What is read is checked once, in full, before anything is believed.
  *
  * Invariants
@@ -25,34 +28,76 @@
 
 #include <linux/xxhash.h>
 
+#define IO_TIMEOUT	(10 * HZ)	/* more than a device that works ever takes */
+
 #define BAD_SUPER	"log: the superblock makes no sense; format the log anew (all is compared then)"
 
 /* ---------------------------------------------------------------- one block */
 
-/* The page to or from the log device; op: REQ_OP_* and flags. */
-static int block_io(struct asr_logdev *v, unsigned int op, u64 byte)
+static void io_done(struct bio *bio)
+{
+	complete(bio->bi_private);
+}
+
+/* Is the one before over, at last? */
+static bool io_free(struct asr_logio *io)
+{
+	if (io->busy && try_wait_for_completion(&io->done)) {
+		bio_uninit(&io->bio);
+		io->busy = false;
+	}
+	return !io->busy;
+}
+
+/* page: a block of it, or NULL. One that takes too long stays busy until it ends. */
+static int io_run(struct asr_logio *io, struct block_device *bdev, unsigned int op, u64 byte, struct page *page)
 {
 	int r;
 
-	asr_compat_bio_init_own(&v->bio, v->bdev, &v->vec, 1, op);
-	v->bio.bi_iter.bi_sector = byte >> SECTOR_SHIFT;
-	__bio_add_page(&v->bio, v->page, ASR_LOG_BLOCK, 0);
-	r = submit_bio_wait(&v->bio);
-	bio_uninit(&v->bio);
+	if (!io_free(io))
+		return -ETIMEDOUT;
+	asr_compat_bio_init_own(&io->bio, bdev, page ? &io->vec : NULL, !!page, op | REQ_SYNC);
+	io->bio.bi_iter.bi_sector = byte >> SECTOR_SHIFT;
+	if (page)
+		__bio_add_page(&io->bio, page, ASR_LOG_BLOCK, 0);
+	init_completion(&io->done);
+	io->bio.bi_private = &io->done;
+	io->bio.bi_end_io = io_done;
+	io->busy = true;
+	submit_bio(&io->bio);
+	if (!wait_for_completion_io_timeout(&io->done, IO_TIMEOUT))
+		return -ETIMEDOUT;
+	r = blk_status_to_errno(io->bio.bi_status);
+	bio_uninit(&io->bio);
+	io->busy = false;
+	return r;
+}
+
+/* The page to or from the log device; op: REQ_OP_* and flags. Before the page is filled: io_free. */
+static int block_io(struct asr_logdev *v, unsigned int op, u64 byte)
+{
+	int r = io_run(&v->io, v->bdev, op, byte, v->page);
+
 	if (!r && op_is_write(op))
 		WRITE_ONCE(v->writes, v->writes + 1);
 	return r;
 }
 
-/* All that dev has completed is to be durable. */
-int asr_logdev_flush(struct asr_logdev *v, struct block_device *dev)
+/* What the log device, or the disk, has completed is to be durable. */
+int asr_logdev_flush(struct asr_logdev *v)
 {
-	int r;
+	return io_run(&v->io, v->bdev, REQ_OP_WRITE | REQ_PREFLUSH, 0, NULL);
+}
 
-	asr_compat_bio_init_own(&v->bio, dev, NULL, 0, REQ_OP_WRITE | REQ_PREFLUSH);
-	r = submit_bio_wait(&v->bio);
-	bio_uninit(&v->bio);
-	return r;
+int asr_logdev_flush_data(struct asr_logdev *v, struct block_device *data)
+{
+	return io_run(&v->data_io, data, REQ_OP_WRITE | REQ_PREFLUSH, 0, NULL);
+}
+
+/* May it be freed? */
+bool asr_logdev_idle(struct asr_logdev *v)
+{
+	return io_free(&v->io) && io_free(&v->data_io);
 }
 
 /* ------------------------------------------------------------- the superblock */
@@ -108,6 +153,8 @@ int asr_logdev_write_super(struct asr_logdev *v)
 	struct asr_log_super *s = &v->super;
 	u64 no = le64_to_cpu(s->write_no) + 1;
 
+	if (!io_free(&v->io))
+		return -ETIMEDOUT;
 	s->write_no = cpu_to_le64(no);
 	s->checksum = cpu_to_le64(xxh64(s, offsetof(struct asr_log_super, checksum), 0));
 	memset(page_address(v->page), 0, ASR_LOG_BLOCK);
@@ -129,6 +176,8 @@ int asr_logdev_write_bits(struct asr_logdev *v, u64 block, const unsigned long *
 	__le32 *out = page_address(v->page);
 	int i, w;
 
+	if (!io_free(&v->io))
+		return -ETIMEDOUT;
 	for (i = 0; i < ASR_LOG_BLOCK_SECTORS; i++, sector++) {
 		u32 *words = (u32 *)out;
 		__le64 sum;
