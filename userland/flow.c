@@ -224,6 +224,24 @@ static uint64_t next_due(struct group *g, uint64_t now)
 	return other && (!due || other < due) ? other : due;
 }
 
+/*
+ * The disks' write-intent logs may forget what the vault has: once a second, and when nothing is
+ * under way; then what was stepped over counts, too. A module without logs knows no such call.
+ */
+static void tell_durable(struct group *g, bool idle)
+{
+	struct asr_durable d = { .seq = idle ? source_seen_seq(g->source) : g->durable_seq };
+	uint64_t now = now_ns();
+	int r;
+
+	if (d.seq <= g->told_seq || source_is_file(g->source) || (!idle && now < g->told_ns + NS_PER_S))
+		return;
+	r = source_ioctl(g->source, ASR_IOC_DURABLE, &d);
+	if (!r || r == -ENOTTY)
+		g->told_seq = d.seq;
+	g->told_ns = now;
+}
+
 static void run(struct group *g)
 {
 	uint64_t now;
@@ -245,8 +263,10 @@ static void run(struct group *g)
 	now = now_ns();
 	if (g->batch.records && now >= g->batch.due_ns && has_room(g) && send_batch(g))
 		return;
-	if (!g->flight_count && !g->batch.records)
+	if (!g->flight_count && !g->batch.records) {
 		source_release(g->source, source_pos(g->source));
+		tell_durable(g, true);
+	}
 	if (r == 1)
 		g->runnable = true;
 	else if (r == 0)
@@ -296,6 +316,7 @@ void flow_ack(struct group *g, const struct msg_ack *ack)
 	}
 	g->durable_frame = ack->frame_no;
 	source_release(g->source, end);
+	tell_durable(g, false);
 	resync_acked(g->resync, ack->frame_no);
 	flow_kick(g);
 }
@@ -390,6 +411,7 @@ void flow_detach(struct group *g, void (*closed)(void *arg), void *arg)
 	g->resync = NULL;
 	g->compare = NULL;
 	g->source = NULL;
+	g->told_seq = 0;
 	g->retry_ns = now_ns() + NS_PER_S;
 	if (s)
 		source_close(s, closed, arg);

@@ -45,7 +45,7 @@ struct source {
 	volatile struct asr_ring_consumer *cons;
 	const volatile struct asr_ring_producer *prod;
 	const uint8_t *data;
-	uint64_t bytes, pos, tail, discarded;
+	uint64_t bytes, pos, tail, discarded, seen_seq;
 	uint64_t poll_ns;
 	struct loop_op poll, doze, later;
 	uint64_t later_due;
@@ -115,6 +115,7 @@ int source_next(struct source *s, struct asr_rec *rec, const uint8_t **payload)
 	while ((r = peek(s, head, rec)) > 0) {
 		*payload = s->data + (s->pos & (s->bytes - 1)) + sizeof(*rec);
 		s->pos += rec->bytes;
+		s->seen_seq = rec->seq;
 		if (rec->state == ASR_REC_COMMITTED)
 			return 1;
 		s->discarded++;
@@ -129,8 +130,11 @@ int source_seek(struct source *s, uint64_t seq)
 	int r;
 
 	s->pos = s->tail;
-	while ((r = peek(s, head, &rec)) > 0 && rec.seq <= seq)
+	s->seen_seq = 0;
+	while ((r = peek(s, head, &rec)) > 0 && rec.seq <= seq) {
 		s->pos += rec.bytes;
+		s->seen_seq = rec.seq;
+	}
 	if (r >= 0)
 		source_release(s, s->pos);
 	return r < 0 ? r : 0;
@@ -155,6 +159,7 @@ uint64_t source_pos(const struct source *s) { return s->pos; }
 uint64_t source_tail(const struct source *s) { return s->tail; }
 uint64_t source_bytes(const struct source *s) { return s->bytes; }
 uint64_t source_discarded(const struct source *s) { return s->discarded; }
+uint64_t source_seen_seq(const struct source *s) { return s->seen_seq; }
 uint32_t source_state(const struct source *s) { return s->prod->state; }
 bool source_poisoned(const struct source *s) { return s->prod->poisoned; }
 bool source_is_file(const struct source *s) { return s->file; }

@@ -67,6 +67,7 @@ uint64_t source_head(const struct source *s);
 uint64_t source_tail(const struct source *s);
 uint64_t source_bytes(const struct source *s);		/* of the ring */
 uint64_t source_discarded(const struct source *s);	/* records stepped over */
+uint64_t source_seen_seq(const struct source *s);	/* of the last record read or stepped over */
 uint32_t source_state(const struct source *s);		/* ASR_STATE_*, the hint */
 bool source_poisoned(const struct source *s);
 bool source_is_file(const struct source *s);
@@ -364,6 +365,7 @@ struct group {
 	uint32_t flight_first, flight_count;
 	uint64_t durable_seq, durable_frame, durable_time_ns;
 	uint64_t saved_ns, retry_ns;	/* now_ns clock */
+	uint64_t told_seq, told_ns;	/* the kernel, of durable_seq */
 	char trouble[256];		/* why it stands still; empty: it does not */
 	char missing[256];		/* group_missing's */
 
