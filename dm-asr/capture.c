@@ -404,15 +404,16 @@ static void fail(struct asr_group *g, struct asr_io *io, blk_status_t status)
 {
 	/* a part of it may be done; of a discard that does not matter */
 	bool untouched = status == BLK_STS_NOTSUPP && io->kind == ASR_KIND_DISCARD;
+	/* no error of the device, and the caller tries something else */
+	bool refused = status == BLK_STS_NOTSUPP || status == BLK_STS_AGAIN;
 	struct asr_disk *d = io->t->disk;
 	unsigned long irq;
 
 	spin_lock_irqsave(&g->lock, irq);
-	if (!untouched) {
+	if (!refused)
 		d->errors++;
-		if (io->sectors)
-			asr_dirty_set_locked(d, io->sector, io->sectors);
-	}
+	if (!untouched && io->sectors)
+		asr_dirty_set_locked(d, io->sector, io->sectors);
 	spin_unlock_irqrestore(&g->lock, irq);
 }
 

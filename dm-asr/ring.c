@@ -111,6 +111,8 @@ void asr_ring_read_tail_locked(struct asr_group *g)
 	}
 	r->poisoned = true;
 	WRITE_ONCE(r->prod->poisoned, 1);
+	if (g->state == ASR_STATE_TRACK)	/* no change of state that would say so */
+		DMWARN("group %s: the consumer wrote a tail that cannot be, while in TRACK", g->name);
 	asr_group_set_state_locked(g, ASR_STATE_TRACK, ASR_WHY_POISONED);
 	queue_work(asr_wq, &g->report_work);
 }
