@@ -10,7 +10,7 @@ n=$(sectors /dev/d0)
 group $((1 << 20))
 line="0 $n asr /dev/d0 0 g a0 2 log"
 want modprobe loop
-sum() { dd if=/dev/d1 bs=64k iflag=direct 2>/dev/null | md5sum; }
+sum() { dd if=/dev/d1 bs=1M iflag=direct 2>/dev/null | md5sum; }
 format() { want asr-logdev format /dev/d1 g a0 "$n" 2048; }
 
 wrong() { # TEXT [LOG]

@@ -2,7 +2,7 @@
 /*
  * asr-logdev - makes, shows and spoils write-intent logs, and says whether one holds.
  *
- *   asr-logdev format LOG GROUP DISK SECTORS [REGION_SECTORS]   all bits set
+ *   asr-logdev format LOG GROUP DISK SECTORS [REGION_SECTORS [clear]]   all bits set, or clear
  *   asr-logdev dump LOG                   key=value, of the newest valid copy and the bitmap
  *   asr-logdev bits LOG                   the numbers of the regions set, one a line
  *   asr-logdev set LOG FIELD VALUE        in both copies, their checksums right again
@@ -89,7 +89,7 @@ static void format(char **argv, int argc)
 		unsigned char *at = l.mem + ASR_LOG_BITMAP_OFFSET + n * ASR_LOG_SECTOR;
 		uint64_t h;
 
-		memset(at, 0xff, ASR_LOG_SECTOR_BITS / 8);
+		memset(at, argc > 5 ? 0 : 0xff, ASR_LOG_SECTOR_BITS / 8);
 		h = XXH64(at, ASR_LOG_SECTOR_BITS / 8, n);
 		memcpy(at + ASR_LOG_SECTOR_BITS / 8, &h, 8);
 	}
