@@ -2,13 +2,13 @@
 /*
  * Counts what one write costs, in a guest under `qemu -icount shift=0`.
  *
- *   asr-kbench --dev D --job w4q1|w4q16|s64|fs4 [--count N]
+ *   asr-kbench --dev D --job w4q1|w4q16|s64|fs4|m4 [--count N]
  *              [--control SOCKET --group G --exclude PID]
  *
  * There the clock advances by 1 ns per instruction, so that the time stamp
  * counter counts instructions and medians repeat exactly. Jobs: 4 KiB random
  * O_DIRECT writes at queue depth 1 or 16, 64 KiB sequential ones, and 4 KiB
- * random ones each followed by fdatasync. Prints a JSON object:
+ * random ones each followed by fdatasync; m4: 4 KiB, in turn random and sequential. Prints a JSON object:
  *
  * instructions_p50, _p99  per write, from submission to completion as one
  *                         thread sees it (at depth 16: of a batch of 16, / 16)
@@ -39,21 +39,22 @@
 struct job {
 	const char *name;
 	unsigned int bytes, depth;
-	bool sequential, sync;
+	bool sequential, sync, mixed;
 };
 
 static const struct job jobs[] = {
-	{ "w4q1", 4096, 1, false, false },
-	{ "w4q16", 4096, 16, false, false },
-	{ "s64", 65536, 1, true, false },
-	{ "fs4", 4096, 1, false, true },
+	{ "w4q1", 4096, 1, false, false, false },
+	{ "w4q16", 4096, 16, false, false, false },
+	{ "s64", 65536, 1, true, false, false },
+	{ "fs4", 4096, 1, false, true, false },
+	{ "m4", 4096, 1, false, false, true },
 };
 
 struct bench {
 	const struct job *job;
 	int fd;
 	uint64_t blocks, next;		/* of the device, in units of the job */
-	uint64_t seed;
+	uint64_t seed, turn;
 	uint8_t *buffer;
 	aio_context_t aio;
 };
@@ -66,7 +67,7 @@ static void die(const char *what)
 
 static uint64_t place(struct bench *b)
 {
-	if (b->job->sequential)
+	if (b->job->sequential || (b->job->mixed && (b->turn++ & 1)))
 		return b->next++ % b->blocks * b->job->bytes;
 	b->seed = b->seed * 6364136223846793005ULL + 1442695040888963407ULL;
 	return (b->seed >> 33) % b->blocks * b->job->bytes;
@@ -259,7 +260,7 @@ int main(int argc, char **argv)
 		if (!strcmp(jobs[i].name, job))
 			b.job = &jobs[i];
 	if (!dev || !b.job || count < 64) {
-		fprintf(stderr, "usage: asr-kbench --dev D --job w4q1|w4q16|s64|fs4 [--count N >= 64]\n"
+		fprintf(stderr, "usage: asr-kbench --dev D --job w4q1|w4q16|s64|fs4|m4 [--count N >= 64]\n"
 			"       [--control SOCKET --group G --exclude PID]\n");
 		return 2;
 	}
