@@ -124,19 +124,23 @@ static u64 last_of(struct asr_intent *l, u64 sector, u64 sectors)
 	return min((sector + sectors - 1) >> l->shift, l->map.count - 1);
 }
 
-/* Who comes to the beginning of a region from the one before it will go on to the next. */
+/*
+ * Who comes to the beginning of a region from those before it will go on to the next: as many
+ * regions ahead as were written behind, so that a random writer sets nearly none in vain.
+ */
 static void read_ahead(struct asr_intent *l, u64 sector, u64 first, u64 last)
 {
-	u64 ahead = max(AHEAD_SECTORS >> l->shift, 2u), end, half;
+	u64 most = min_t(u64, max(AHEAD_SECTORS >> l->shift, 2u), first), ahead = 0, half;
 
-	if (!first || !test_bit(first - 1, l->map.recent) || last + 1 >= l->map.count ||
-	    sector - (first << l->shift) > (1u << l->shift) / 16)
+	if (sector - (first << l->shift) > (1u << l->shift) / 16)
 		return;
-	half = min(last + ahead / 2, l->map.count - 1);
-	end = min(last + ahead, l->map.count - 1);
-	if (find_next_zero_bit(l->map.bits, half + 1, last + 1) > half)
+	while (ahead < most && test_bit(first - ahead - 1, l->map.recent))
+		ahead++;
+	ahead = min(ahead, l->map.count - 1 - last);
+	half = last + (ahead + 1) / 2;
+	if (!ahead || find_next_zero_bit(l->map.bits, half + 1, last + 1) > half)
 		return;
-	asr_intent_want(l, last + 1, end);
+	asr_intent_want(l, last + 1, last + ahead);
 	asr_intent_kick_locked(l);
 }
 
@@ -281,16 +285,15 @@ static u64 next_block(struct asr_intent *l, u64 from)
 	return b;
 }
 
-/* What was sent is durable. A bit that is new counts as written lately. */
+/* What was sent is durable. */
 static void accept_locked(struct asr_intent *l, u64 b)
 {
 	unsigned long *bits = at(l->map.bits, b), *sent = at(l->map.sent, b);
-	unsigned long *wanted = at(l->map.want, b), *recent = at(l->map.recent, b);
+	unsigned long *wanted = at(l->map.want, b);
 	unsigned int i;
 
 	l->set += asr_intent_weight(sent, 1) - asr_intent_weight(bits, 1);
 	for (i = 0; i < ASR_LOG_BLOCK_BITS / BITS_PER_LONG; i++) {
-		recent[i] |= sent[i] & ~bits[i];
 		bits[i] = sent[i];
 		wanted[i] &= ~sent[i];
 	}

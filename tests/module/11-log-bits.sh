@@ -1,6 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# The log names what may differ: set before the write, dirty after a return, cleared when durable; clean at a clean end.
+# K8: the log names what may differ: set before the write, dirty after a return, cleared when durable; clean at a clean end.
 DISKS='64 8'
 # shellcheck source=tests/module/host.sh
 . "$(dirname "$0")/host.sh" 2>/dev/null || . /asr/in/host.sh

@@ -28,8 +28,8 @@ load_off() {
 	kill -TERM $load
 	wait $load || fail "the workload failed: a write did"
 }
-covered() { # what was written is in set regions
-	want asr-logdev covers "${1:-/dev/d1}" /tmp/base "$(map a0)"
+covered() {
+	want asr-logdev covers /dev/d1 /tmp/base "$(map a0)"
 }
 base() { want dd if="$(map a0)" of=/tmp/base bs=1M iflag=direct 2>/dev/null; }
 

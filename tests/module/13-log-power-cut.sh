@@ -1,6 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# Power cuts under load: every block that differs from before lies in a set region, and just those come back dirty.
+# K8, power cuts under load: every block that differs from before lies in a set region, and just those come back dirty.
 # timeout: 900
 if [ -n "${ASR_GUEST:-}" ]; then
 	# shellcheck source=tests/module/guest.sh
