@@ -13,14 +13,14 @@ set -eu
 
 modprobe brd rd_nr=1 rd_size=65536
 modprobe null_blk nr_devices=1 gb=10 queue_mode=0 irqmode=0 completion_nsec=0
-modprobe dm_mod; insmod /asr/dm-asr.ko
+modprobe dm_mod; insmod /asr/dm-asr.ko ring_cap_mb=1024
 sectors=$(blockdev --getsz /dev/nullb0)
 log_writes() { dmsetup status bench | awk '{ print $17 }'; }
 
 run() { # TARGET JOB
 	local before=0 after=0 json
 	before=$(log_writes)
-	json=$(asr-kbench --dev /dev/mapper/bench --job "$2" --count 4096)
+	json=$(asr-kbench --dev /dev/mapper/bench --job "$2" --count 2048)
 	after=$(log_writes)
 	echo "row $1 ${json%\}},\"log_writes\":$((after - before))}"
 }
