@@ -31,7 +31,8 @@ FUZZERS	:= $(patsubst tests/fuzz/%.c,$(B)/fuzz/%,$(wildcard tests/fuzz/*.c))
 MAN	:= $(patsubst docs/%.scd,$(B)/man/%,$(wildcard docs/*.scd))
 
 .PHONY: all help setup deps kernels modules userland tests units check check-kernels demo bench bench-kernel \
-	bench-pipeline bench-rpo fuzz fuzz-build style man install dkms-install deb check-deb check-boot clean
+	bench-pipeline bench-resync bench-rpo fuzz fuzz-build style man install dkms-install \
+	deb check-deb check-boot clean
 .DEFAULT_GOAL := all
 
 all: userland man		## build the daemons, asrctl and the man pages
@@ -68,7 +69,7 @@ check-kernels: deps		## every kernel Debian serves: build, boot, module tests (K
 	@tests/kernels/check.sh
 
 bench: deps			## all figures: tables, and JSON under build/bench/
-	@$(MAKE) --no-print-directory bench-kernel bench-pipeline bench-rpo
+	@$(MAKE) --no-print-directory bench-kernel bench-pipeline bench-resync bench-rpo
 
 bench-kernel: deps		## instructions per write, in QEMU
 	@$(MAKE) --no-print-directory modules userland tests

@@ -13,7 +13,7 @@ RING_DISK=$TEST_OUT/disk
 gj() { ctl group show b -o json | jq -r "$1"; }
 consistent() { [ "$(gj .status.consistent)" = true ] && [ "$(gj .status.rpo_bytes)" = 0 ]; }
 await_consistent() { retry_until 180 consistent || fail "not consistent: $(tail -n 5 "$W/asrd.log")"; }
-all_again() { want ctl group resync b --all "$@" > /dev/null; retry_until 60 began || fail "no resync"; }
+all_again() { want ctl group resync b --all > /dev/null; retry_until 60 began || fail "no resync"; }
 began() { [ "$(gj .status.consistent)" = false ] || grep -c 'resync begins' "$W/asrd.log" | grep -qv "^$begun$"; }
 begun=0
 flip() { # BLOCK: some bytes of it, which random ones are not by chance
