@@ -34,7 +34,7 @@
 #define SESSIONS	8
 #define BLOCKS_PER_CHUNK	(ASR_CHUNK_SECTORS / ASR_BLOCK_SECTORS)
 
-enum how { UNKNOWN, ZERO, DIGEST };
+enum how { UNKNOWN, ZERO, DIGEST, NEVER };
 
 struct compare {
 	struct ship *ship;
@@ -105,8 +105,8 @@ static void take_extent(struct window *w, uint64_t sector, const struct map_exte
 	uint64_t block = (sector + ASR_BLOCK_SECTORS - 1) / ASR_BLOCK_SECTORS - w->sector / ASR_BLOCK_SECTORS;
 	uint32_t n = wire_blocks(sector, e->sectors);
 
-	if (e->kind == MAP_ZEROES)
-		memset(w->how + block, ZERO, n);
+	if (e->kind == MAP_ZEROES || e->kind == MAP_NEVER)
+		memset(w->how + block, e->kind == MAP_ZEROES ? ZERO : NEVER, n);
 	if (e->kind != MAP_DATA || !digests)
 		return;
 	memset(w->how + block, DIGEST, n);
@@ -242,6 +242,8 @@ enum compare_result compare_block(const struct window *w, uint64_t sector, const
 
 	if (!w->known || w->how[block] == UNKNOWN || compare_spoiled(w, sector))
 		return COMPARE_UNKNOWN;
+	if (w->how[block] == NEVER)
+		return batch_is_zero(data, 4096) ? COMPARE_ABSENT : COMPARE_EXTRA;
 	if (w->how[block] == ZERO)
 		return batch_is_zero(data, 4096) ? COMPARE_SAME : COMPARE_DIFFERS;
 	XXH128_canonicalFromHash(&d, XXH3_128bits(data, 4096));

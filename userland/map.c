@@ -84,7 +84,7 @@ struct map {
 	struct map_ask ask;
 	uint64_t frame_no, first;	/* the first frame that stood in memory */
 	size_t segs, seg;		/* sealed ones there are, still to be visited */
-	bool painted;
+	bool whole;			/* the history was seen from the disk's first record on */
 	uint32_t left;			/* sectors without a colour */
 	uint32_t next[MAP_SECTORS_MAX + 1];	/* towards the next sector without a colour */
 	uint32_t colour[MAP_SECTORS_MAX];	/* version + 1; 0: none */
@@ -430,8 +430,10 @@ static int paint_parts(struct map *m, const struct ingest_part *parts, size_t co
 			ret = why_set(why, ENOMEM, "out of memory");
 		free(f.recs);
 	}
-	if (floor.there)
+	if (floor.there) {
 		m->seg = 0;
+		m->whole = true;
+	}
 	return ret;
 }
 
@@ -489,6 +491,7 @@ static int paint_sealed(struct map *m, size_t i, struct why *why)
 	free(f.recs);
 	if (floor.there)
 		m->seg = 0;
+	m->whole |= floor.there || m->cache->segs[i].first == 1;
 	return ret ? why_set(why, -ret, "the segment with frame %llu: %s",
 			     (unsigned long long)m->cache->segs[i].first, strerror(-ret)) : 0;
 }
@@ -612,7 +615,7 @@ static int extent_add(struct map *m, struct why *why)
 	uint32_t colour = m->colour[m->at], n = 1;
 	struct version *v = colour ? &m->versions[colour - 1] : NULL;
 	uint64_t sector = m->ask.sector + m->at;
-	uint32_t kind = MAP_UNKNOWN;
+	uint32_t kind = !v && m->whole ? MAP_NEVER : MAP_UNKNOWN;
 	int ret;
 
 	while (m->at + n < m->ask.sectors && m->colour[m->at + n] == colour)
@@ -743,6 +746,7 @@ static int begin(struct map *m, struct why *why)
 	if (ret)
 		return why_set(why, -ret, "cannot list the segments: %s", strerror(-ret));
 	m->segs = m->seg = m->cache->count;
+	m->whole = m->first == 1;
 	m->left = m->ask.sectors;
 	for (uint32_t i = 0; i <= m->ask.sectors; i++)
 		m->next[i] = i;

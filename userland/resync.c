@@ -312,7 +312,7 @@ static uint32_t next_piece(struct resync *r, const struct part *p, enum fate *fa
 			break;
 		*fate = f;
 		n += sectors;
-		compared += result != COMPARE_UNKNOWN ? sectors : 0;
+		compared += result == COMPARE_SAME || result == COMPARE_DIFFERS ? sectors : 0;
 		differing += result == COMPARE_DIFFERS ? sectors : 0;
 	} while (p->done + n < p->sectors && n + ASR_BLOCK_SECTORS <= SYNC_SECTORS);
 	r->compared_bytes += compared * 512;

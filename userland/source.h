@@ -194,7 +194,8 @@ struct window {
 	uint8_t how[WINDOW_BLOCKS];
 	uint8_t digest[WINDOW_BLOCKS][ASR_DIGEST_BYTES];
 };
-enum compare_result { COMPARE_UNKNOWN, COMPARE_SAME, COMPARE_DIFFERS };
+/* ABSENT, EXTRA: the vault never had anything there, and the block is of zeroes, or is not */
+enum compare_result { COMPARE_UNKNOWN, COMPARE_SAME, COMPARE_DIFFERS, COMPARE_ABSENT, COMPARE_EXTRA };
 
 int compare_create(struct ship *ship, const char *group, const uint8_t stream[ASR_UUID_BYTES],
 		   const uint8_t key[ASR_KEY_BYTES], kick_fn *kick, void *arg, struct compare **out);

@@ -197,7 +197,7 @@ static void compare_part(struct verify *v, const struct part *p)
 		enum compare_result r = compare_block(p->w, sector, p->buf + i * 4096ul);
 		int now = -1;
 
-		if (r == COMPARE_SAME)
+		if (r == COMPARE_SAME || r == COMPARE_ABSENT)
 			v->compared += 4096;
 		else if (r == COMPARE_UNKNOWN && !spoiled)
 			v->unknown += 4096;

@@ -303,7 +303,7 @@ static bool extent_ok(const struct map_view *v, const struct map_extent *e, uint
 	uint32_t blocks = wire_blocks(sector, e->sectors), digests;
 
 	if (e->kind != MAP_DATA)
-		return e->kind <= MAP_ZEROES && !e->frame && !e->digest;
+		return e->kind <= MAP_NEVER && !e->frame && !e->digest;
 	if (!blocks || e->frame > *named || e->frame >= v->hdr.frames)
 		return false;
 	*named += e->frame == *named;

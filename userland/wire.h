@@ -172,9 +172,10 @@ struct map_extent {
 	uint32_t digest;		/* MAP_DATA: which of its digests; else 0 */
 	uint32_t kind;			/* MAP_* */
 };
-#define MAP_UNKNOWN	0	/* never written, discarded, or without a whole block */
+#define MAP_UNKNOWN	0	/* discarded, without a whole block, or no longer kept */
 #define MAP_ZEROES	1
 #define MAP_DATA	2	/* holds at least one whole aligned 4 KiB block */
+#define MAP_NEVER	3	/* no record of the disk ever: a restore gives zeroes */
 #define MAP_SECTORS_MAX	65536u	/* of one call: 32 MiB */
 #define MAP_BYTES_MAX	1048576u	/* of one MSG_MAP */
 #define MAP_FRAMES_MAX	(MAP_BYTES_MAX / sizeof(struct frame_hdr))

@@ -125,6 +125,8 @@ static void check(struct feeder *f, const struct maker *m, struct map_view *v, u
 
 			if (e->kind == MAP_ZEROES) {
 				assert_int_equal(is, 1);
+			} else if (e->kind == MAP_NEVER) {
+				assert_int_equal(model_frame[slot][k], 0);
 			} else if (e->kind == MAP_DATA) {
 				assert_true(is > 1);
 				assert_int_equal(v->frame[e->frame]->frame_no, model_frame[slot][k]);
@@ -152,6 +154,7 @@ static void begin(struct maker *m, struct feeder *f, const char *dir, uint64_t s
 	struct why why;
 
 	memset(model, 0, sizeof(model));
+	memset(model_frame, 0, sizeof(model_frame));
 	assert_int_equal(feeder_open(f, dir, m, seg_bytes, &why), 0);
 	make_disk(m, 0, "zero", SECTORS, 0);
 	make_disk(m, 1, "one", SECTORS, 0);
@@ -229,12 +232,12 @@ static void floor_is_kept(void **state)
 		assert_int_equal(map(&f, m, 0, reuse ? "zero" : "other", 0, 64, v, &copy), -ENOENT);
 		assert_int_equal(map(&f, m, 0, reuse ? "other" : "zero", 0, 64, v, &copy), 0);
 		assert_int_equal(v->hdr.extents, 3);
-		assert_int_equal(v->extents[0].kind, reuse ? MAP_UNKNOWN : MAP_DATA);
+		assert_int_equal(v->extents[0].kind, reuse ? MAP_NEVER : MAP_DATA);
 		if (!reuse)
 			digest_is(v, m, &v->extents[0], 0, 5);
 		assert_int_equal(v->extents[1].kind, MAP_DATA);
 		digest_is(v, m, &v->extents[1], 0, 7);
-		assert_int_equal(v->extents[2].kind, MAP_UNKNOWN);
+		assert_int_equal(v->extents[2].kind, MAP_NEVER);
 		free(copy);
 		feeder_close(&f, true);
 		remove_dir(dir);
