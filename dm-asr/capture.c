@@ -167,7 +167,7 @@ static bool throttle(struct asr_io *io)
 {
 	unsigned int ms = io->t->throttle_ms;
 
-	if (!ms)
+	if (!ms || READ_ONCE(io->t->suspending))	/* dm waits for all I/O */
 		return false;
 	if (!io->deadline)
 		io->deadline = (jiffies + msecs_to_jiffies(ms)) | 1;

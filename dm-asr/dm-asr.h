@@ -237,6 +237,7 @@ struct asr_target {
 	unsigned int throttle_ms;
 	bool strict;
 	bool nocopy;
+	bool suspending;		/* no write waits for room any more */
 };
 
 /* asr_io.how */

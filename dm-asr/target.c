@@ -225,8 +225,16 @@ static void asr_presuspend(struct dm_target *ti)
 {
 	struct asr_target *t = ti->private;
 
-	/* dm waits for all I/O next: nothing may be withheld */
+	/* dm waits for all I/O next: nothing may be withheld, nor wait for room in the ring */
 	asr_group_break_hold(t->group);
+	WRITE_ONCE(t->suspending, true);
+}
+
+static void asr_presuspend_undo(struct dm_target *ti)
+{
+	struct asr_target *t = ti->private;
+
+	WRITE_ONCE(t->suspending, false);
 }
 
 static void asr_postsuspend(struct dm_target *ti)
@@ -236,6 +244,7 @@ static void asr_postsuspend(struct dm_target *ti)
 
 static int asr_preresume(struct dm_target *ti)
 {
+	asr_presuspend_undo(ti);
 	return asr_disk_resume(ti->private);
 }
 
@@ -394,6 +403,7 @@ static struct target_type asr_type = {
 	.map = asr_map,
 	.end_io = asr_end_io,
 	.presuspend = asr_presuspend,
+	.presuspend_undo = asr_presuspend_undo,
 	.postsuspend = asr_postsuspend,
 	.preresume = asr_preresume,
 	.resume = asr_resume,

@@ -31,7 +31,7 @@ drain_on() {
 	shift
 	asr-consume drain g "$logs/$log" "$@" 2>"$logs/$log.err" &
 	drain=$!
-	retry_until 10 grep -q attached "$logs/$log.err" || fail "no consumer: $(cat "$logs/$log.err")"
+	retry_until 60 grep -q attached "$logs/$log.err" || fail "no consumer: $(cat "$logs/$log.err")"
 }
 
 drain_off() {
@@ -45,3 +45,30 @@ same() {
 }
 
 asr_off() { want dmsetup remove --retry "a$1"; }
+
+# load_on DEVICE [OPTION...]: writes of all kinds in the background, until load_off.
+load_on() {
+	local dev=$1
+	shift
+	rm -f /tmp/load.stamp
+	asr-stamp --log /tmp/load.stamp --threads 3 --seconds 0 --rate 80 --max-bytes 32768 --fua 5 --flush 5 \
+		--zero 2 "$@" "$dev" >/tmp/load.out 2>&1 &
+	load=$!
+	load_moves
+}
+
+# It goes on: a good many of its writes have completed since the call.
+load_moves() {
+	local before
+	before=$(stat -c %s /tmp/load.stamp 2>/dev/null || echo 0)
+	# shellcheck disable=SC2317
+	moved() {
+		[ "$(stat -c %s /tmp/load.stamp 2>/dev/null || echo 0)" -gt $((before + 800)) ] || ! kill -0 "$load" 2>/dev/null
+	}
+	retry_until 120 moved && kill -0 "$load" 2>/dev/null || fail "the load stands still: $(cat /tmp/load.out)"
+}
+
+load_off() {
+	kill -TERM "$load"
+	wait "$load" || fail "load: $(cat /tmp/load.out)"
+}

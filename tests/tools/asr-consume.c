@@ -10,6 +10,8 @@
  *       --nap MSEC           sleep that long between looks at the ring
  *       --stop               attach and consume nothing until SIGTERM
  *       --durable            all that is in LOG counts as durable at the vault
+ *   asr-consume mirror GROUP DISK DEVICE --sync DISK=LOWER [OPTION...]
+ *       as drain; but the records go at once to DEVICE, which is compared with LOWER in the end
  *   asr-consume replay LOG DISK IMAGE          apply the log to IMAGE
  *   asr-consume verify LOG DISK DEVICE         replay in memory, compare with DEVICE
  *   asr-consume count LOG                      records by kind and state
@@ -46,8 +48,63 @@ static void on_signal(int sig)
 	stop = 1;
 }
 
+/* ------------------------------------------------------- records applied */
+
+struct disk_state {
+	unsigned char *data;
+	unsigned char *undefined;	/* one per sector */
+	uint64_t sectors;	/* of data: the most it ever had */
+	uint64_t size;		/* as its last DISK record says */
+	int slot;
+};
+
+/* The disk came, changed its size, or went. What a larger size adds is not known yet. */
+static void resize(struct disk_state *d, uint64_t sectors)
+{
+	if (!sectors)
+		d->slot = -1;
+	if (sectors > d->sectors) {
+		d->data = realloc(d->data, sectors * 512);
+		d->undefined = realloc(d->undefined, sectors);
+		if (!d->data || !d->undefined)
+			die("memory");
+		memset(d->data + d->sectors * 512, 0, (sectors - d->sectors) * 512);
+		memset(d->undefined + d->sectors, 0, sectors - d->sectors);
+		d->sectors = sectors;
+	}
+	d->size = sectors;
+}
+
+static void apply(struct disk_state *d, const struct asr_rec *rec, const unsigned char *payload)
+{
+	const struct asr_rec_disk *p = (const void *)payload;
+
+	if (rec->kind == ASR_KIND_DISK && rec->disk == d->slot)
+		resize(d, p->sectors);
+	if (rec->state != ASR_REC_COMMITTED || rec->disk != d->slot || !rec->sectors)
+		return;
+	if (rec->sector + rec->sectors > d->size)
+		die("record beyond the disk: sector %llu", (unsigned long long)rec->sector);
+	memset(d->undefined + rec->sector, rec->kind == ASR_KIND_DISCARD, rec->sectors);
+	if (rec->kind == ASR_KIND_ZEROES)
+		memset(d->data + rec->sector * 512, 0, rec->sectors * 512ULL);
+	else if (rec->kind != ASR_KIND_DISCARD)
+		memcpy(d->data + rec->sector * 512, payload, rec->payload_bytes);
+}
+
+static struct disk_state mirror;
+static const char *mirrored;
+
 static void put(FILE *log, const struct asr_rec *rec, const void *payload)
 {
+	const struct asr_rec_disk *p = payload;
+
+	if (mirrored && rec->kind == ASR_KIND_DISK && p->sectors && !strcmp(p->name, mirrored))
+		mirror.slot = rec->disk;
+	if (mirrored) {
+		apply(&mirror, rec, payload);
+		return;
+	}
 	if (fwrite(rec, sizeof(*rec), 1, log) != 1 ||
 	    (rec->payload_bytes && fwrite(payload, rec->payload_bytes, 1, log) != 1))
 		die("cannot write the log");
@@ -58,7 +115,7 @@ static void release(struct ring *r, uint64_t tail, uint64_t seq, FILE *log)
 {
 	struct asr_durable d = { .seq = seq };
 
-	if (fflush(log))
+	if (log && fflush(log))
 		die("cannot write the log");
 	ring_advance(r, tail);
 	if (durable && call(r->fd, ASR_IOC_DURABLE, &d))
@@ -119,7 +176,7 @@ static int sync_some(struct ring *r, uint32_t slot, int fd, FILE *log)
 	if (pread(fd, buf, rec.payload_bytes, rec.sector * 512) != (ssize_t)rec.payload_bytes)
 		die("cannot read chunk %llu of slot %u", (unsigned long long)d.chunk, slot);
 	put(log, &rec, buf);
-	if (fflush(log))
+	if (log && fflush(log))
 		die("cannot write the log");
 	if (call(r->fd, ASR_IOC_DIRTY_ACK, &d))
 		die("ack");
@@ -170,13 +227,13 @@ static FILE *open_log(const char *path)
 
 static void drain(const char *group, const char *path)
 {
-	FILE *log = open_log(path);
+	FILE *log = mirrored ? NULL : open_log(path);
 	uint64_t tail, seq = 0;
 	struct asr_group_info gi;
 	struct ring r;
 	int k, err;
 
-	if (!log)
+	if (!log && !mirrored)
 		die("cannot open %s", path);
 	err = ring_attach(&r, group);
 	if (err)
@@ -202,37 +259,13 @@ static void drain(const char *group, const char *path)
 		else if (!n && k <= 0)
 			ring_wait(&r, tail, 50);
 	}
-	if (fclose(log))
+	if (log && fclose(log))
 		die("cannot write the log");
 	fprintf(stderr, "drained to %llu, seq %llu, wakeups %llu\n", (unsigned long long)tail,
 		(unsigned long long)seq, (unsigned long long)gi.wakeups);
 }
 
 /* ------------------------------------------------------------ the log read */
-
-struct disk_state {
-	unsigned char *data;
-	unsigned char *undefined;	/* one per sector */
-	uint64_t sectors;
-	int slot;
-};
-
-static void apply(struct disk_state *d, const struct asr_rec *rec, const unsigned char *payload)
-{
-	const struct asr_rec_disk *p = (const void *)payload;
-
-	if (rec->kind == ASR_KIND_DISK && rec->disk == d->slot && !p->sectors)
-		d->slot = -1;
-	if (rec->state != ASR_REC_COMMITTED || rec->disk != d->slot || !rec->sectors)
-		return;
-	if (rec->sector + rec->sectors > d->sectors)
-		die("record beyond the disk: sector %llu", (unsigned long long)rec->sector);
-	memset(d->undefined + rec->sector, rec->kind == ASR_KIND_DISCARD, rec->sectors);
-	if (rec->kind == ASR_KIND_ZEROES)
-		memset(d->data + rec->sector * 512, 0, rec->sectors * 512ULL);
-	else if (rec->kind != ASR_KIND_DISCARD)
-		memcpy(d->data + rec->sector * 512, payload, rec->payload_bytes);
-}
 
 static const char *const kinds[] = { "pad", "write", "zeroes", "discard", "flush", "mark",
 				     "state", "disk" };
@@ -278,7 +311,7 @@ static void read_log(const char *path, const char *disk, struct disk_state *d, b
 
 static struct disk_state replay(const char *path, const char *disk, uint64_t bytes)
 {
-	struct disk_state d = { .sectors = bytes / 512, .slot = -1 };
+	struct disk_state d = { .sectors = bytes / 512, .size = bytes / 512, .slot = -1 };
 
 	d.data = calloc(1, bytes);
 	d.undefined = calloc(1, d.sectors);
@@ -288,34 +321,64 @@ static struct disk_state replay(const char *path, const char *disk, uint64_t byt
 	return d;
 }
 
-static int verify(const char *path, const char *disk, const char *device)
+/* What is on fd against what the records say. The number of sectors that differ */
+static uint64_t compare(const struct disk_state *d, int fd, uint64_t bytes)
 {
-	int fd = open(device, O_RDONLY | O_DIRECT);
-	uint64_t bytes, bad = 0, skipped = 0;
-	struct disk_state d;
+	uint64_t bad = 0, skipped = 0;
 	unsigned char *buf;
 
-	if (fd < 0 || ioctl(fd, BLKGETSIZE64, &bytes))
-		die("cannot open %s", device);
+	if (d->slot >= 0 && d->size != bytes / 512)
+		die("the log's disk has %llu sectors, the device %llu", (unsigned long long)d->size,
+		    (unsigned long long)bytes / 512);
 	if (posix_memalign((void **)&buf, 4096, 1 << 20))
 		die("memory");
-	d = replay(path, disk, bytes);
 	for (uint64_t at = 0; at < bytes; at += 1 << 20) {
-		ssize_t n = pread(fd, buf, 1 << 20, at);
+		ssize_t n = pread(fd, buf, bytes - at < 1 << 20 ? bytes - at : 1 << 20, at);
 
 		if (n <= 0)
-			die("cannot read %s at %llu", device, (unsigned long long)at);
+			die("cannot read the device at %llu", (unsigned long long)at);
 		for (uint64_t s = 0; s < (uint64_t)n / 512; s++) {
-			if (d.undefined[at / 512 + s])
+			if (d->undefined[at / 512 + s])
 				skipped++;
-			else if (memcmp(buf + s * 512, d.data + at + s * 512, 512) && bad++ < 5)
+			else if (memcmp(buf + s * 512, d->data + at + s * 512, 512) && bad++ < 5)
 				printf("sector %llu differs\n", (unsigned long long)(at / 512 + s));
 		}
 	}
 	printf("%s: %llu sectors, %llu differ, %llu undefined\n", bad ? "DIFFERENT" : "equal",
-	       (unsigned long long)d.sectors, (unsigned long long)bad,
-	       (unsigned long long)skipped);
-	return bad != 0;
+	       (unsigned long long)bytes / 512, (unsigned long long)bad, (unsigned long long)skipped);
+	free(buf);
+	return bad;
+}
+
+static int verify(const char *path, const char *disk, const char *device)
+{
+	int fd = open(device, O_RDONLY | O_DIRECT);
+	struct disk_state d;
+	uint64_t bytes;
+
+	if (fd < 0 || ioctl(fd, BLKGETSIZE64, &bytes))
+		die("cannot open %s", device);
+	d = replay(path, disk, bytes);
+	return compare(&d, fd, bytes) != 0;
+}
+
+static int drain_to_device(const char *group, const char *disk, const char *device)
+{
+	int fd = open(device, O_RDWR);
+	uint64_t bytes;
+
+	if (fd < 0 || ioctl(fd, BLKGETSIZE64, &bytes) || syncs != 1)
+		die("cannot open %s, or no --sync", device);
+	mirror = (struct disk_state){ .sectors = bytes / 512, .size = bytes / 512, .slot = -1 };
+	mirror.data = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	mirror.undefined = calloc(1, mirror.sectors);
+	if (mirror.data == MAP_FAILED || !mirror.undefined)
+		die("memory");
+	mirrored = disk;
+	drain(group, NULL);
+	if (msync(mirror.data, bytes, MS_SYNC) || ioctl(sync_of[0].fd, BLKGETSIZE64, &bytes))
+		die("cannot write %s", device);
+	return compare(&mirror, sync_of[0].fd, bytes) != 0;
 }
 
 static void write_image(const char *path, const char *disk, const char *image)
@@ -394,6 +457,9 @@ int main(int argc, char **argv)
 	} else if (!strcmp(cmd, "drain") && argc > 3) {
 		drain_options(argc - 4, argv + 4);
 		drain(argv[2], argv[3]);
+	} else if (!strcmp(cmd, "mirror") && argc > 4) {
+		drain_options(argc - 5, argv + 5);
+		return drain_to_device(argv[2], argv[3], argv[4]);
 	} else if (!strcmp(cmd, "replay") && argc == 5) {
 		write_image(argv[2], argv[3], argv[4]);
 	} else if (!strcmp(cmd, "verify") && argc == 5) {

@@ -5,6 +5,7 @@
  *   asr-poke calls GROUP           each refusal of the control device, by errno
  *   asr-poke hostile GROUP         nonsense in the consumer's page
  *   asr-poke hold GROUP DEVICE     marks with hold: release, timer, death
+ *   asr-poke hold-suspend GROUP DMNAME   a hold that is on ends when a suspend comes
  *   asr-poke hammer DEVICE THREADS SECONDS SPAN   overlapping writes, random sizes
  *
  * Design: each check is one line that names what it wants; the first one that
@@ -369,6 +370,36 @@ static void holds(const char *group, const char *dev)
 	must_be(group_info(ctl_open(), group).holds_broken, broken + 2);
 }
 
+/* The hold must end because of the suspend, so before its timer: a slow machine is given more tries. */
+static void hold_suspend(const char *group, const char *name)
+{
+	struct asr_release rel = { .id = 0 };
+	char dev[128], suspend[128], resume[128];
+	struct writer w;
+	struct ring r;
+	uint64_t head;
+
+	snprintf(dev, sizeof(dev), "/dev/mapper/%s", name);
+	snprintf(suspend, sizeof(suspend), "dmsetup suspend %s", name);
+	snprintf(resume, sizeof(resume), "dmsetup resume %s", name);
+	must_be(ring_attach(&r, group), 0);
+	for (int tries = 0; tries < 20; tries++) {
+		rel.id = hold(&r, 1000).id;
+		head = group_info(r.fd, group).head;
+		start(&w, dev);
+		while (group_info(r.fd, group).head == head)
+			usleep(1000);
+		must_be(system(suspend), 0);
+		must_be(call(r.fd, ASR_IOC_RELEASE, &rel), 0);
+		must_be(rel.broken, 1);
+		must_be(system(resume), 0);
+		pthread_join(w.thread, NULL);
+		if (rel.held_ns < 990000000)
+			return;
+	}
+	die("no suspend came before the hold's timer");
+}
+
 /* ------------------------------------------------------------------ hammer */
 
 static struct {
@@ -427,6 +458,8 @@ int main(int argc, char **argv)
 		hostile(argv[2]);
 	} else if (argc == 4 && !strcmp(argv[1], "hold")) {
 		holds(argv[2], argv[3]);
+	} else if (argc == 4 && !strcmp(argv[1], "hold-suspend")) {
+		hold_suspend(argv[2], argv[3]);
 	} else if (argc == 6 && !strcmp(argv[1], "hammer")) {
 		hammer(argv + 2);
 	} else {
