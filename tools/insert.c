@@ -134,20 +134,31 @@ static int check_table(const struct dm_device *x, struct why *why)
 	return 0;
 }
 
-/* An origin that a killed asrctl left behind, and nobody uses, is dropped. */
-static int check_origin(const char *origin, struct why *why)
+static void origin_uuid(const struct dm_device *x, char uuid[DM_NAME_BYTES + 8])
 {
-	struct dm_device old;
-	int err = dm_read(origin, &old, NULL);
-	bool ours;
+	snprintf(uuid, DM_NAME_BYTES + 8, "%s%.120s", UUID_PREFIX, *x->uuid ? x->uuid : x->name);
+}
 
+/* An origin that a killed asrctl or LVM left behind, and nobody uses, is dropped. */
+static int check_origin(const struct dm_device *x, const char *origin, struct why *why)
+{
+	char uuid[DM_NAME_BYTES + 8], name[DM_NAME_BYTES];
+	struct dm_device old;
+	bool ours;
+	int err;
+
+	/* x may have been renamed since: then it is named after the old name */
+	origin_uuid(x, uuid);
+	if (dm_find_uuid(uuid, name))
+		snprintf(name, sizeof(name), "%.127s", origin);
+	err = dm_read(name, &old, NULL);
 	if (err)
 		return 0;
 	ours = !strncmp(old.uuid, UUID_PREFIX, strlen(UUID_PREFIX)) && !old.open_count;
 	dm_forget(&old);
 	if (!ours)
-		return why_set(why, EEXIST, "a device %s exists and is in use", origin);
-	return dm_remove(origin, why);
+		return why_set(why, EEXIST, "a device %s exists and is in use", name);
+	return dm_remove(name, why);
 }
 
 int insert_check(const char *name, struct dm_device *x, char *origin, struct why *why)
@@ -162,7 +173,7 @@ int insert_check(const char *name, struct dm_device *x, char *origin, struct why
 	snprintf(origin, DM_NAME_BYTES, "%s%s", name, ORIGIN_SUFFIX);
 	err = check_table(x, why);
 	if (!err)
-		err = check_origin(origin, why);
+		err = check_origin(x, origin, why);
 	if (err)
 		dm_forget(x);
 	return err;
@@ -174,7 +185,7 @@ static int insert(const struct dm_device *x, const char *origin, const struct as
 	char uuid[DM_NAME_BYTES + 8];
 	int err;
 
-	snprintf(uuid, sizeof(uuid), "%s%.120s", UUID_PREFIX, *x->uuid ? x->uuid : x->name);
+	origin_uuid(x, uuid);
 	err = dm_create(origin, uuid, x, &made, why);
 	if (err)
 		return err;
