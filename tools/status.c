@@ -46,6 +46,19 @@ static void put_vault(json_t *vault)
 		       !connected && error && *error ? ": " : "", !connected && error ? error : "");
 }
 
+static void put_missing(const char *group, json_t *disk)
+{
+	time_t since = (time_t)(json_integer_value(json_object_get(disk, "since_ns")) / 1000000000);
+	char when[32] = "?";
+	struct tm tm;
+
+	if (localtime_r(&since, &tm))
+		strftime(when, sizeof(when), "%F %T", &tm);
+	printf("%s: disk %s IS NOT PROTECTED since %s: %s; `asrctl boot` brings it back, or says why not\n", group,
+	       json_string_value(json_object_get(disk, "name")), when,
+	       json_string_value(json_object_get(disk, "reason")));
+}
+
 static void put_table(json_t *answer)
 {
 	static const struct col cols[] = {
@@ -71,9 +84,7 @@ static void put_table(json_t *answer)
 		size_t j;
 
 		json_array_foreach(json_object_get(g, "missing"), j, disk)
-			printf("%s: disk %s IS NOT PROTECTED: it was not brought up; `asrctl boot` tries it, and "
-			       "says why not\n", json_string_value(json_object_get(g, "name")),
-			       json_string_value(disk));
+			put_missing(json_string_value(json_object_get(g, "name")), disk);
 		if (trouble && *trouble)
 			printf("%s: %s\n", json_string_value(json_object_get(g, "name")), trouble);
 		if (waits)

@@ -165,8 +165,10 @@ static int take(struct group *g)
 	g->last_seq = rec.seq;
 	if (rec.sectors)
 		compare_saw(g->compare, NULL, rec.disk, rec.sector, rec.sectors);
-	if (rec.kind == ASR_KIND_DISK)
+	if (rec.kind == ASR_KIND_DISK) {
+		g->watch_ns = 0;	/* it may have left */
 		compare_saw(g->compare, NULL, rec.disk, 0, ASR_DISK_SECTORS_MAX);	/* another's, perhaps */
+	}
 	if (rec.kind >= ASR_KIND_STATE && batch_loses_consistency(&rec, payload))
 		resync_want(g->resync);
 	return 1;

@@ -154,6 +154,7 @@ static int load_fields(struct group *g, struct why *why)
 static void free_group(struct group *g)
 {
 	json_decref(g->recipients);
+	json_decref(g->lost);
 	secret_free(g->key);
 	pack_end(&g->pack);
 	free(g);
@@ -530,6 +531,7 @@ static void second(struct group *g, uint64_t now)
 	if (!g->open && now >= g->retry_ns)
 		flow_open(g);
 	flow_check(g);
+	watch_group(g, now);
 	if (g->resync && resync_consistent(g->resync) && !g->was_consistent) {
 		g->was_consistent = true;
 		group_save_state(g, NULL);

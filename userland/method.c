@@ -275,20 +275,6 @@ static bool is_consistent(const struct group *g, const struct asr_group_info *in
 	return g->open ? g->resync && resync_consistent(g->resync) && info->state != ASR_STATE_TRACK : false;
 }
 
-/* Disks that are to be protected and are not: what a boot could not bring up */
-static json_t *missing(const struct group *g, const struct asr_group_info *info)
-{
-	json_t *names = json_array(), *disk;
-	cleanup_json disks = NULL;
-	size_t i;
-
-	if (!g->d->ring_file && !remember_list(g->d->state_dir, g->name, &disks, NULL))
-		json_array_foreach(disks, i, disk)
-			if (!group_disk_is_up(g, info, json_string_value(json_object_get(disk, "name"))))
-				json_array_append(names, json_object_get(disk, "name"));
-	return names;
-}
-
 static json_t *status_of(const struct group *g)
 {
 	struct asr_group_info info;
@@ -312,7 +298,7 @@ static json_t *status_of(const struct group *g)
 	json_object_set_new(s, "durable_seq", json_integer((json_int_t)g->durable_seq));
 	json_object_set_new(s, "durable_time_ns", json_integer((json_int_t)g->durable_time_ns));
 	json_object_set_new(s, "disks", json_integer(known && g->source ? active_disks((struct group *)g, &info) : 0));
-	json_object_set_new(s, "missing", missing(g, &info));
+	json_object_set_new(s, "missing", watch_missing(g));
 	json_object_set_new(s, "overflows", json_integer((json_int_t)info.overflows));
 	json_object_set_new(s, "wakeups", json_integer((json_int_t)info.wakeups));
 	return s;

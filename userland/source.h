@@ -369,6 +369,8 @@ struct group {
 	uint64_t told_seq, told_ns;	/* the kernel, of durable_seq */
 	char trouble[256];		/* why it stands still; empty: it does not */
 	char missing[256];		/* group_missing's */
+	json_t *lost;			/* watch.c: disks on file that are not in the kernel */
+	uint64_t watch_ns;		/* now_ns clock: look again then */
 
 	uint64_t in_bytes, out_bytes, frames;	/* captured, sent */
 	uint64_t seen_in, seen_out, seen_ns;
@@ -421,6 +423,13 @@ void check_call(struct control_call *call, json_t *parameters, struct group *g);
 void check_run(struct group *g);			/* a step, if one is under way */
 uint64_t check_due(const struct group *g);		/* now_ns clock; 0: none is */
 void check_end(struct group *g, const char *why);	/* it cannot go on */
+
+/* -------------------------------------------------------------- watch.c */
+
+/* Now and then: is what is on file protected? Tells what is not, and what is again. */
+void watch_group(struct group *g, uint64_t now);
+/* [{name, since_ns, reason}]: disks that are to be protected and are not */
+json_t *watch_missing(const struct group *g);
 
 /* ------------------------------------------------------------- method.c */
 

@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * Watches over the disks: is what is to be protected still protected?
+ *
+ * Design. asrctl remembers each protected disk on file (remember.c); the kernel knows which
+ * disks a group has now. LVM gives a volume its own table back at nearly every command, and
+ * so do people with dmsetup: asr is out then, writes go by uncaptured, and nothing fails. So
+ * the two lists are compared every few seconds, and at once when the stream says that a disk
+ * has left. A disk that is absent twice in a row is missing: one line in the log, with the
+ * reason, and it stands in the status until it is back (`asrctl boot`) or is forgotten
+ * (`asrctl disk unprotect`).
+ *
+ * It is only told. To put asr back is asrctl's work: it wants signals blocked, memory locked
+ * and a look at the table, and LVM may be in the middle of something.
+ *
+ * Invariants. A disk is logged once when it goes missing and once when it is back.
+ *
+ * Context. The loop's thread, with group_second(); reads small files and sysfs.
+ */
+#include <dirent.h>
+#include <errno.h>
+#include <limits.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "source.h"
+
+#define LOOK_NS		3000000000ull	/* nobody notices sooner what went wrong by hand */
+#define SYS_BLOCK	"/sys/block"
+
+static const char *text_of(json_t *o, const char *key)
+{
+	const char *text = json_string_value(json_object_get(o, key));
+
+	return text ? text : "";
+}
+
+/* ------------------------------------------------------------- the reason */
+
+static bool attribute_is(const char *block, const char *attribute, const char *wanted)
+{
+	cleanup_free char *text = NULL;
+	char path[PATH_MAX];
+
+	snprintf(path, sizeof(path), SYS_BLOCK "/%s/dm/%s", block, attribute);
+	if (file_read(path, 4096, &text, NULL, NULL))
+		return false;
+	text[strcspn(text, "\n")] = 0;
+	return !strcmp(text, wanted);
+}
+
+/* The kernel's name, dm-N, of a dm device */
+static bool find_dm(const char *uuid, const char *name, char block[64])
+{
+	DIR *dir = opendir(SYS_BLOCK);
+	struct dirent *e;
+	bool found = false;
+
+	while (dir && !found && (e = readdir(dir))) {
+		if (strncmp(e->d_name, "dm-", 3) || strlen(e->d_name) >= 64)
+			continue;
+		found = *uuid ? attribute_is(e->d_name, "uuid", uuid) : attribute_is(e->d_name, "name", name);
+		if (found)
+			strcpy(block, e->d_name);
+	}
+	if (dir)
+		closedir(dir);
+	return found;
+}
+
+static void dm_name(const char *block, char *out, size_t bytes)
+{
+	cleanup_free char *text = NULL;
+	char path[PATH_MAX];
+
+	snprintf(path, sizeof(path), SYS_BLOCK "/%s/dm/name", block);
+	snprintf(out, bytes, "%.64s", block);
+	if (file_read(path, 4096, &text, NULL, NULL))
+		return;
+	text[strcspn(text, "\n")] = 0;
+	snprintf(out, bytes, "%.130s", text);
+}
+
+/* "vda, vdb": what a device lies on */
+static void list_slaves(const char *block, char *out, size_t bytes)
+{
+	char path[PATH_MAX];
+	struct dirent *e;
+	size_t n = 0;
+	DIR *dir;
+
+	snprintf(path, sizeof(path), SYS_BLOCK "/%s/slaves", block);
+	dir = opendir(path);
+	*out = 0;
+	while (dir && (e = readdir(dir)) && n + 64 < bytes)
+		if (e->d_name[0] != '.')
+			n += (size_t)snprintf(out + n, bytes - n, "%s%.40s", n ? ", " : "", e->d_name);
+	if (dir)
+		closedir(dir);
+}
+
+static void reason_of(json_t *disk, char *out, size_t bytes)
+{
+	const char *name = text_of(disk, "dm_name"), *device = text_of(disk, "device");
+	char block[64], now[140], slaves[200];
+	struct stat st;
+
+	if (json_object_get(disk, "error")) {
+		snprintf(out, bytes, "%.400s", text_of(disk, "error"));
+	} else if (!strcmp(text_of(disk, "kind"), "plain")) {
+		snprintf(out, bytes, stat(device, &st) ? "%.300s is not there" :
+			 "its wrapper is gone; what is written to %.300s is not captured", device);
+	} else if (!find_dm(text_of(disk, "dm_uuid"), name, block)) {
+		snprintf(out, bytes, "/dev/mapper/%.130s is not there: it was removed or deactivated", name);
+	} else {
+		dm_name(block, now, sizeof(now));
+		list_slaves(block, slaves, sizeof(slaves));
+		snprintf(out, bytes, "the table of /dev/mapper/%s was replaced, by LVM or by hand; it lies on %s now, and "
+			 "what is written to it is not captured", now, *slaves ? slaves : "nothing");
+	}
+}
+
+/* --------------------------------------------------------------- the lists */
+
+static bool is_up(const struct group *g, const char *name)
+{
+	struct asr_group_info info = { .index = 0 };
+
+	memcpy(info.name, g->name, sizeof(info.name));
+	/* nobody knows: say nothing */
+	return source_ioctl(g->source, ASR_IOC_GROUP_INFO, &info) || group_disk_is_up(g, &info, name);
+}
+
+static json_t *entry_of(json_t *rows, const char *name)
+{
+	json_t *row;
+	size_t i;
+
+	json_array_foreach(rows, i, row)
+		if (!strcmp(text_of(row, "name"), name))
+			return row;
+	return NULL;
+}
+
+static void tell_lost(const struct group *g, json_t *row, json_t *disk)
+{
+	char reason[640];
+
+	reason_of(disk, reason, sizeof(reason));
+	json_object_set_new(row, "reason", json_string(reason));
+	json_object_set_new(row, "told", json_true());
+	log_err("group %s: disk %s IS NOT PROTECTED any more: %s; `asrctl boot` brings it back", g->name,
+		text_of(row, "name"), reason);
+}
+
+/* One disk that is on file. Its row for the new list, or NULL: it is there */
+static json_t *look_at(const struct group *g, json_t *disk)
+{
+	const char *name = text_of(disk, "name");
+	json_t *row = entry_of(g->lost, name);
+
+	if (is_up(g, name)) {
+		if (json_is_true(json_object_get(row, "told")))
+			log_info("group %s: disk %s is protected again", g->name, name);
+		return NULL;
+	}
+	if (!row)	/* it may just be on its way: tell it the next time */
+		return json_pack("{s:s, s:I, s:s, s:b}", "name", name, "since_ns", (json_int_t)now_real_ns(), "reason",
+				 "not looked into yet", "told", 0);
+	if (!json_is_true(json_object_get(row, "told")))
+		tell_lost(g, row, disk);
+	return json_incref(row);
+}
+
+void watch_group(struct group *g, uint64_t now)
+{
+	cleanup_json disks = NULL;
+	json_t *rows, *row, *disk;
+	size_t i;
+
+	if (!g->source || source_is_file(g->source) || now < g->watch_ns)
+		return;
+	g->watch_ns = now + LOOK_NS;
+	if (remember_list(g->d->state_dir, g->name, &disks, NULL))
+		return;
+	rows = json_array();
+	json_array_foreach(disks, i, disk) {
+		row = look_at(g, disk);
+		if (row)
+			json_array_append_new(rows, row);
+	}
+	json_decref(g->lost);
+	g->lost = rows;
+}
+
+json_t *watch_missing(const struct group *g)
+{
+	json_t *rows = json_array(), *row, *copy;
+	size_t i;
+
+	json_array_foreach(g->lost, i, row) {
+		if (!json_is_true(json_object_get(row, "told")))
+			continue;
+		copy = json_copy(row);
+		json_object_del(copy, "told");
+		json_array_append_new(rows, copy);
+	}
+	return rows;
+}
