@@ -30,7 +30,7 @@ UNITS	:= $(patsubst tests/unit/%.c,$(B)/tests/unit/%,$(wildcard tests/unit/*.c))
 FUZZERS	:= $(patsubst tests/fuzz/%.c,$(B)/fuzz/%,$(wildcard tests/fuzz/*.c))
 MAN	:= $(patsubst docs/%.scd,$(B)/man/%,$(wildcard docs/*.scd))
 
-.PHONY: all help setup deps kernels modules userland tests units check check-kernels demo bench bench-kernel \
+.PHONY: all help setup deps kernels modules userland tests units check check-fs check-kernels demo bench bench-kernel \
 	bench-pipeline bench-resync bench-rpo fuzz fuzz-build style man install dkms-install \
 	deb check-deb check-boot clean
 .DEFAULT_GOAL := all
@@ -67,6 +67,11 @@ check: deps			## all tests
 check-kernels: deps		## every kernel Debian serves: build, boot, module tests (KERNELS="..." picks)
 	@$(MAKE) --no-print-directory userland tests
 	@tests/kernels/check.sh
+
+FS_SECONDS ?= 3
+check-fs: deps			## file-system tests over asr and over dm-linear, ext4 and xfs; about half an hour
+	@$(MAKE) --no-print-directory modules userland tests
+	@tests/fs/run.sh $(FS_SECONDS)
 
 bench: deps			## all figures: tables, and JSON under build/bench/
 	@$(MAKE) --no-print-directory bench-kernel bench-pipeline bench-resync bench-rpo

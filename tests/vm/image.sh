@@ -26,7 +26,7 @@ vm_tools=(
 	mkfs.xfs xfs_repair xfs_io dmsetup fio sqlite3 ip ss kmod modprobe insmod rmmod
 	lsmod modinfo depmod strace ps pgrep pkill top free vmstat fuser openssl
 	lvm pvcreate vgcreate lvcreate lvs vgs pvs lvchange vgchange pvmove lvremove
-	cryptsetup perf busybox
+	cryptsetup perf busybox stress-ng dbench
 )
 
 # Libraries that the project's programs may want beyond those of the tools.
@@ -49,7 +49,7 @@ vm_pack() {
 	mib=$(($(du -sm --apparent-size "$dir" | cut -f1) * 5 / 4 + $3))
 	rm -f "$img.new"
 	truncate -s "${mib}M" "$img.new"
-	mke2fs -q -t ext4 -O ^has_journal,^resize_inode -m 0 -N $(($(find "$dir" | wc -l) + 64)) \
+	mke2fs -q -t ext4 -O ^has_journal,^resize_inode -m 0 -N $(($(find "$dir" | wc -l) * 5 / 4 + 256)) \
 		-E lazy_itable_init=1 -d "$dir" "$img.new" "${mib}M" >/dev/null || return 1
 	mv "$img.new" "$img"
 }
