@@ -78,7 +78,7 @@ want asr-logdev set /dev/d1 flags 3
 for opts in '2 log /dev/d1' '5 strict throttle_ms 9 log /dev/d1'; do
 	want dmsetup create a0 --table "0 $n asr /dev/d0 0 g a0 $opts"
 	[ "$(info dirty_chunks)" = $((n / 128)) ] || fail "not all dirty: $(dmsetup status a0)"
-	retry_until 20 opened || fail "not opened: $(dmsetup status a0)"
+	retry_until 120 opened || fail "not opened: $(dmsetup status a0)"
 	dmsetup table a0 >/tmp/t
 	want dmsetup load a0 /tmp/t
 	want dmsetup resume a0

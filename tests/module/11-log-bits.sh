@@ -1,7 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # K8: the log names what may differ: set before the write, dirty after a return, cleared when durable; clean at a clean end.
-DISKS='64 8'
+# timeout: 1300
+DISKS='64 8' VM_TIMEOUT=600
 # shellcheck source=tests/module/host.sh
 . "$(dirname "$0")/host.sh" 2>/dev/null || . /asr/in/host.sh
 
@@ -19,14 +20,14 @@ chunks_of() { echo $(($1 * region / 128)); }
 group $((8 << 20))
 want asr-logdev format /dev/d1 g a0 "$n" $region
 on
-retry_until 20 opened || fail "not opened: $(dmsetup status a0)"
+retry_until 120 opened || fail "not opened: $(dmsetup status a0)"
 [ "$(info dirty_chunks)" = "$(chunks_of 64)" ] || fail "a fresh log: $(info dirty_chunks) dirty chunks"
 [ "$(dump flags)" = 1 ] && [ "$(dump generation)" = 1 ] || fail "superblock: $(asr-logdev dump /dev/d1)"
 
 say "synced, drained and durable: cleared"
 drain_on log --sync "a0=$(map a0)" --durable
-retry_until 60 clean || fail "not in sync"
-retry_until 60 no_bits || fail "bits stay: $(dmsetup status a0)"
+retry_until 240 clean || fail "not in sync"
+retry_until 240 no_bits || fail "bits stay: $(dmsetup status a0)"
 [ "$(dump set)" = 0 ] || fail "on the device: $(dump set)"
 
 say "a write sets the bit of its region, and those of a wide one all, before it is done"
@@ -34,7 +35,7 @@ want dd if=/dev/urandom of="$(map a0)" bs=4k seek=$((5 * 256)) count=1 oflag=dir
 [ "$(asr-logdev bits /dev/d1 | paste -sd,)" = 5 ] || fail "set: $(asr-logdev bits /dev/d1 | paste -sd,)"
 want blkdiscard -z -o $((20 << 20)) -l $((3 << 20)) "$(map a0)"
 [ "$(asr-logdev bits /dev/d1 | paste -sd,)" = 5,20,21,22 ] || fail "set: $(asr-logdev bits /dev/d1 | paste -sd,)"
-retry_until 60 no_bits || fail "bits stay: $(dmsetup status a0)"
+retry_until 240 no_bits || fail "bits stay: $(dmsetup status a0)"
 
 say "not durable: they stay, and are what is dirty when the disk comes back"
 drain_off
@@ -56,7 +57,7 @@ on
 
 say "a clean end"
 drain_on log --sync "a0=$(map a0)" --durable
-retry_until 60 clean || fail "not in sync"
+retry_until 240 clean || fail "not in sync"
 want dd if=/dev/urandom of="$(map a0)" bs=64k seek=99 count=1 oflag=direct 2>/dev/null
 drain_off
 same log 0
@@ -70,7 +71,7 @@ group $((8 << 20))
 on
 [ "$(info dirty_chunks)" = 0 ] || fail "$(info dirty_chunks) dirty chunks after a clean end"
 [ "$(info next_seq)" -ge $((high + (1 << 32))) ] || fail "next_seq $(info next_seq), the log knew $high"
-retry_until 20 opened
+retry_until 120 opened
 asr_off 0
 
 say "one copy torn, then the other; a torn block of the bitmap"
@@ -78,16 +79,16 @@ for copy in 0 1; do
 	want dd if=/dev/urandom of=/dev/d1 bs=100 seek=$((copy * 4096 + 200)) oflag=seek_bytes count=1 \
 		conv=notrunc,fsync 2>/dev/null
 	on
-	retry_until 20 opened || fail "not opened with copy $copy torn"
+	retry_until 120 opened || fail "not opened with copy $copy torn"
 	drain_on "torn$copy" --sync "a0=$(map a0)" --durable
-	retry_until 60 clean
+	retry_until 240 clean
 	drain_off
 	asr_off 0
 done
 want dd if=/dev/urandom of=/dev/d1 bs=20 seek=8300 oflag=seek_bytes count=1 conv=notrunc,fsync 2>/dev/null
 on
 [ "$(info dirty_chunks)" = "$(chunks_of 64)" ] || fail "a damaged bitmap: $(info dirty_chunks) dirty chunks"
-retry_until 20 opened
+retry_until 120 opened
 [ "$(dump set)" = 64 ] || fail "not mended: $(dump set)"
 asr_off 0
 want asr-consume delete g

@@ -1,8 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # Under load: suspend, reload, grow, a log that fails, hangs, is taken away or comes: no write fails, nothing is lost.
-# timeout: 900
-DISKS='64 8 8' VM_TIMEOUT=800
+# timeout: 1800
+DISKS='64 8 8' VM_TIMEOUT=850
 # shellcheck source=tests/module/host.sh
 . "$(dirname "$0")/host.sh" 2>/dev/null || . /asr/in/host.sh
 
@@ -39,9 +39,9 @@ group $((8 << 20))
 want asr-logdev format "$(map lg)" g a0 "$n" $region
 want dmsetup create a0 --table "0 $n asr /dev/d0 0 g a0 2 log $(map lg)"
 drain_on life --sync "a0=$(map a0)" --durable
-retry_until 60 clean || fail "not in sync"
+retry_until 240 clean || fail "not in sync"
 no_bits() { log_field 1 | grep -q '^0/'; }
-retry_until 60 no_bits || fail "bits stay: $(dmsetup status a0)"
+retry_until 240 no_bits || fail "bits stay: $(dmsetup status a0)"
 drain_off
 base
 
@@ -54,18 +54,18 @@ for kind in '' --noflush --nolockfs; do
 	want dmsetup resume a0
 	asr_table 2 log "$(map lg)"
 done
-retry_until 30 state_is ok || fail "$(dmsetup status a0)"
+retry_until 120 state_is ok || fail "$(dmsetup status a0)"
 writes=$(log_field 2)
 n=$((n * 2))
 asr_table 2 log "$(map lg)"
-retry_until 30 state_is ok || fail "$(dmsetup status a0)"
+retry_until 120 state_is ok || fail "$(dmsetup status a0)"
 [ "$(dump sectors)" = $n ] && [ "$(dump regions)" = 128 ] || fail "not grown: $(asr-logdev dump /dev/d1)"
 [ "$(log_field 1 | cut -d/ -f1)" -ge 64 ] || fail "the new part is clear: $(dmsetup status a0)"
 load_off
 truncate -s $((n * 512)) /tmp/base	# the new part holds zeroes
 covered
 [ "$(log_field 2)" -ge "$writes" ] || fail "the log was begun anew"
-clean || retry_until 60 clean || fail "the new part does not sync"
+clean || retry_until 240 clean || fail "the new part does not sync"
 
 say "the log device fails under load, and comes back: BROKEN, all dirty the next time"
 events=$(dmsetup info -c --noheadings -o events a0)
@@ -74,11 +74,11 @@ dmesg -C
 table lg "$m" error
 # a region without its bit, to be sure
 want dmsetup message a0 0 dirty 0 "$n"
-retry_until 60 state_is broken || fail "not broken: $(dmsetup status a0)"
+retry_until 240 state_is broken || fail "not broken: $(dmsetup status a0)"
 [ "$(dmsetup info -c --noheadings -o events a0)" -gt "$events" ] || fail "no event"
 [ "$(dmesg | grep -c 'is broken')" = 1 ] || fail "not one line: $(dmesg)"
 table lg "$m" linear /dev/d1 0
-retry_until 60 eval '[ "$(dump flags)" = 3 ]' || fail "the device does not say so: $(asr-logdev dump /dev/d1)"
+retry_until 240 eval '[ "$(dump flags)" = 3 ]' || fail "the device does not say so: $(asr-logdev dump /dev/d1)"
 load_off
 drain_off
 same life 0
@@ -86,8 +86,8 @@ asr_off 0
 want dmsetup create a0 --table "0 $n asr /dev/d0 0 g a0 2 log $(map lg)"
 [ "$(info dirty_chunks)" = "$(all)" ] || fail "not all dirty: $(dmsetup status a0)"
 drain_on life --sync "a0=$(map a0)" --durable
-retry_until 60 clean || fail "not in sync"
-retry_until 30 state_is ok || fail "does not begin anew"
+retry_until 240 clean || fail "not in sync"
+retry_until 120 state_is ok || fail "does not begin anew"
 
 say "a table without the log, and one with it again; one with another log"
 load_on
@@ -95,19 +95,19 @@ asr_table
 state_is - || fail "$(dmsetup status a0)"
 [ "$(dump flags)" = 3 ] || fail "left behind, not marked: $(asr-logdev dump /dev/d1)"
 asr_table 2 log "$(map lg)"
-retry_until 30 state_is ok || fail "$(dmsetup status a0)"
+retry_until 120 state_is ok || fail "$(dmsetup status a0)"
 want asr-logdev format /dev/d2 g a0 "$n" $region
 asr_table 2 log /dev/d2
-retry_until 30 state_is ok || fail "$(dmsetup status a0)"
+retry_until 120 state_is ok || fail "$(dmsetup status a0)"
 [ "$(dump flags)" = 3 ] && [ "$(dump flags /dev/d2)" = 1 ] || fail "flags $(dump flags), $(dump flags /dev/d2)"
 load_off
-clean || retry_until 60 clean || fail "the dirty map was lost"
+clean || retry_until 240 clean || fail "the dirty map was lost"
 drain_off
 same life 0
 
 say "another target in its place: what it writes is not seen, so the log is not believed"
 drain_on life --sync "a0=$(map a0)" --durable
-retry_until 60 clean
+retry_until 240 clean
 drain_off
 table a0 "$n" linear /dev/d0 0
 [ "$(dump flags /dev/d2)" = 3 ] || fail "not marked: $(asr-logdev dump /dev/d2)"
@@ -116,7 +116,7 @@ want dmsetup remove a0
 say "a log device that is suspended does not hang the disk"
 want asr-logdev format "$(map lg)" g a0 "$n" $region
 want dmsetup create a0 --table "0 $n asr /dev/d0 0 g a0 2 log $(map lg)"
-retry_until 30 state_is ok
+retry_until 120 state_is ok
 want dmsetup suspend lg
 want dmsetup message a0 0 dirty 0 1
 want timeout 60 dmsetup suspend a0

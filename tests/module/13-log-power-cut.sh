@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # K8, power cuts under load: every block that differs from before lies in a set region, and just those come back dirty.
-# timeout: 900
+# timeout: 1800
 if [ -n "${ASR_GUEST:-}" ]; then
 	# shellcheck source=tests/module/guest.sh
 	. /asr/in/guest.sh
