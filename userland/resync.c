@@ -178,6 +178,8 @@ static void refill(struct resync *r, bool readable)
 	struct part *p;
 
 	while (may_read(r, readable)) {
+		/* may_read says that this is less than a quarter of the ring */
+		uint64_t room = source_bytes(r->a.source) / 4 - r->in_flight - r->reading;
 		uint64_t most = r->careful ? 1 : PART_CHUNKS;
 
 		if (r->ranges_used < WINDOWS)
@@ -195,6 +197,8 @@ static void refill(struct resync *r, bool readable)
 			continue;
 		}
 		most = most < r->round_left ? most : r->round_left;
+		room = (room + CHUNK_BYTES - 1) / CHUNK_BYTES;
+		most = most < room ? most : room;
 		p->slot = g->w.slot;
 		p->range = g;
 		p->chunk = g->w.sector / ASR_CHUNK_SECTORS + r->at;
