@@ -15,6 +15,10 @@
  * RPO is measured here: a record is committed at t, and durable at the vault
  * when the tail has passed it.
  *
+ * With --log every 4 KiB block written is noted (sequence, block, hash), and
+ * --check replays such a log up to a sequence and compares an image with it: the
+ * oracle for any point of a synthetic job.
+ *
  * One line of JSON on stdout. Exit 0; 1 on a failure; 2 on wrong usage.
  */
 #include <errno.h>
@@ -25,6 +29,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
+#include <xxhash.h>
 
 #include "asr.h"
 
@@ -33,6 +38,11 @@
 #define PAUSE_NS	100000l
 #define FULL_PAUSE_NS	1000000l	/* the ring is full: a megabyte drains meanwhile */
 #define DURABLE_WAIT_S	120
+
+/* A block of --log */
+struct note {
+	uint64_t seq, block, hash;
+};
 
 /* Behind the producer's words, in its page: the generator's own memory */
 struct memo {
@@ -55,6 +65,7 @@ struct gen {
 	uint8_t *content;	/* of the file being replayed */
 	uint64_t content_bytes, content_at;
 	int file;
+	FILE *log;
 	struct sample { uint64_t pos, t; } *queue;
 	uint32_t first, count;
 	uint32_t *lat_us, lats;
@@ -163,6 +174,12 @@ static void put(struct gen *g, const struct asr_rec *what, const void *payload)
 		g->memo->filled = g->head > g->bytes ? ~0ull : g->head;
 	if (g->image && what->kind == ASR_KIND_WRITE)
 		memcpy(g->image + what->sector * 512, to, what->payload_bytes);
+	for (uint32_t i = 0; g->log && what->kind == ASR_KIND_WRITE && i < what->payload_bytes; i += 4096) {
+		struct note n = { r->seq, (what->sector * 512 + i) / 4096, XXH3_64bits(to + i, 4096) };
+
+		if (fwrite(&n, sizeof(n), 1, g->log) != 1)
+			abort();
+	}
 	__atomic_store_n(&r->state, ASR_REC_COMMITTED, __ATOMIC_RELEASE);
 	if (g->queue && g->count < SAMPLES) {
 		g->queue[(g->first + g->count) % SAMPLES] = (struct sample){ g->head, now_ns() };
@@ -305,12 +322,46 @@ static int open_image(struct gen *g, const char *path)
 	return g->image == MAP_FAILED ? -errno : 0;
 }
 
+/* 0: image is what the log says it was after record seq */
+static int check(const char *log, uint64_t seq, const char *image)
+{
+	static const uint8_t zero[4096];
+	cleanup_file FILE *f = fopen(log, "re");
+	cleanup_fd int fd = open(image, O_RDONLY | O_CLOEXEC);
+	cleanup_free uint64_t *want = NULL;
+	uint64_t none = XXH3_64bits(zero, sizeof(zero)), blocks, bad = 0, seen = 0;
+	const uint8_t *data;
+	struct stat st;
+	struct note n;
+
+	if (!f || fd < 0 || fstat(fd, &st))
+		return -errno;
+	blocks = (uint64_t)st.st_size / 4096;
+	want = malloc(blocks * sizeof(*want));
+	data = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+	if (!want || data == MAP_FAILED)
+		return -ENOMEM;
+	for (uint64_t i = 0; i < blocks; i++)
+		want[i] = none;
+	while (fread(&n, sizeof(n), 1, f) == 1 && n.seq <= seq && n.block < blocks) {
+		want[n.block] = n.hash;
+		seen++;
+	}
+	for (uint64_t i = 0; i < blocks; i++)
+		bad += XXH3_64bits(data + i * 4096, 4096) != want[i];
+	printf("{\"seq\":%llu,\"blocks_written\":%llu,\"blocks\":%llu,\"differ\":%llu}\n", (unsigned long long)seq,
+	       (unsigned long long)seen, (unsigned long long)blocks, (unsigned long long)bad);
+	return bad ? -EILSEQ : 0;
+}
+
 static const char usage[] =
 	"usage: asr-ringgen --ring FILE --create [--ring-size 64M]\n"
 	"       asr-ringgen --ring FILE --job rand4k|seq64k|replay [options] [FILE...]\n"
+	"       asr-ringgen --check LOG --seq N --image FILE\n"
 	"  --bytes N        end after so many bytes       --seconds N    or after this time\n"
 	"  --rate N         MB/s (default: full speed)    --disk-size N  of the disk (1G)\n"
 	"  --seed N         of the random numbers         --image FILE   keeps what the disk holds\n"
+	"  --log FILE       notes every block written\n"
 	"  --no-wait        do not wait until all is durable\n";
 
 int main(int argc, char **argv)
@@ -319,12 +370,13 @@ int main(int argc, char **argv)
 		{ "ring", 1, NULL, 'r' }, { "create", 0, NULL, 'c' }, { "ring-size", 1, NULL, 's' },
 		{ "job", 1, NULL, 'j' }, { "bytes", 1, NULL, 'b' }, { "seconds", 1, NULL, 't' },
 		{ "rate", 1, NULL, 'R' }, { "disk-size", 1, NULL, 'd' }, { "seed", 1, NULL, 'S' },
-		{ "image", 1, NULL, 'i' }, { "no-wait", 0, NULL, 'n' }, { "help", 0, NULL, 'h' },
+		{ "image", 1, NULL, 'i' }, { "no-wait", 0, NULL, 'n' }, { "log", 1, NULL, 'l' },
+		{ "check", 1, NULL, 'k' }, { "seq", 1, NULL, 'q' }, { "help", 0, NULL, 'h' },
 		{ NULL, 0, NULL, 0 },
 	};
 	struct gen g = { .disk_sectors = (1ull << 30) / 512, .rng = 88172645463325252ull };
-	const char *ring = NULL, *image = NULL;
-	uint64_t size = ASR_RING_DEFAULT, n = 0, start;
+	const char *ring = NULL, *image = NULL, *log = NULL, *verify = NULL;
+	uint64_t size = ASR_RING_DEFAULT, n = 0, seq = 0, start;
 	bool create = false, wait = true, durable = false;
 	int c, r = 0;
 
@@ -341,11 +393,20 @@ int main(int argc, char **argv)
 		case 'S': r = size_parse(optarg, &n); g.rng += n * 2654435761u; break;
 		case 'i': image = optarg; break;
 		case 'n': wait = false; break;
+		case 'l': log = optarg; break;
+		case 'k': verify = optarg; break;
+		case 'q': r = size_parse(optarg, &seq); break;
 		case 'h': fputs(usage, stdout); return 0;
 		default: r = -EINVAL;
 		}
 	}
 	g.files = argv + optind;
+	if (!r && verify && image) {
+		r = check(verify, seq, image);
+		if (r)
+			fprintf(stderr, "asr-ringgen: %s\n", r == -EILSEQ ? "the image is another" : strerror(-r));
+		return r != 0;
+	}
 	if (r || !ring || (!create && !g.job) || (g.job && strcmp(g.job, "rand4k") && strcmp(g.job, "seq64k") &&
 						  strcmp(g.job, "replay"))) {
 		fputs(usage, stderr);
@@ -356,6 +417,8 @@ int main(int argc, char **argv)
 	r = map_file(&g, ring, size, create);
 	if (!r && image)
 		r = open_image(&g, image);
+	if (!r && log && !(g.log = fopen(log, "ae")))
+		r = -errno;
 	if (!r && g.job)
 		r = first_record(&g);
 	g.queue = calloc(SAMPLES, sizeof(*g.queue));
