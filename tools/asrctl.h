@@ -234,6 +234,7 @@ int log_show(const struct args *a, struct why *why);
 int log_check(const struct args *a, struct why *why);
 int log_format(const struct args *a, struct why *why);
 int boot_run(const struct args *a, struct why *why);
+int spool_discard_run(const struct args *a, struct why *why);
 int status_show(const struct args *a, struct why *why);
 int point_show(const struct args *a, struct why *why);
 int restore_run(const struct args *a, struct why *why);

@@ -9,6 +9,22 @@
 #include <string.h>
 #include <time.h>
 
+/* How much of the spool is used, if it is; whatever keeps it from being used is shown below the table */
+static void spool_complete(json_t *g)
+{
+	json_t *spool = json_object_get(g, "spool");
+	const char *state = json_string_value(json_object_get(spool, "state"));
+	double bytes = json_number_value(json_object_get(spool, "bytes"));
+	double max = json_number_value(json_object_get(spool, "max"));
+	char text[64];
+
+	if (!state || !strcmp(state, "empty") || (!strcmp(state, "off") && !bytes))
+		snprintf(text, sizeof(text), "-");
+	else
+		snprintf(text, sizeof(text), "%.20s %.1f%%", state, max > 0 ? bytes / max * 100 : 100);
+	json_object_set_new(g, "spool_text", json_string(text));
+}
+
 /* What the table shows beyond asrd's own words: made here, shown only. */
 static void row_complete(json_t *g)
 {
@@ -31,6 +47,7 @@ static void row_complete(json_t *g)
 			 total > 0 ? done / total * 100 : 0,
 			 json_number_value(json_object_get(resync, "eta_s")));
 	json_object_set_new(g, "copy", json_string(text));
+	spool_complete(g);
 }
 
 static void put_vault(json_t *vault)
@@ -59,6 +76,27 @@ static void put_missing(const char *group, json_t *disk)
 	       json_string_value(json_object_get(disk, "reason")));
 }
 
+/* Why the spool is not used, and since when something waits in it */
+static void put_spool(const json_t *g)
+{
+	const char *name = json_string_value(json_object_get(g, "name"));
+	json_t *spool = json_object_get(g, "spool");
+	const char *state = json_string_value(json_object_get(spool, "state"));
+	const char *reason = json_string_value(json_object_get(spool, "reason"));
+	json_int_t oldest = json_integer_value(json_object_get(spool, "oldest_ns"));
+	double mib = json_number_value(json_object_get(spool, "bytes")) / 1048576;
+	char when[40];
+
+	if (!state)
+		return;
+	if (oldest)
+		printf("%s: spool: %s, %.1f MiB since %s\n", name, state, mib, time_format((uint64_t)oldest, when));
+	if (reason && *reason && strcmp(state, "off"))
+		printf("%s: spool: %s: %s%s%s%s%s\n", name, state, reason, strcmp(state, "refused") ? "" :
+		       "; if it is not wanted: asrctl spool discard ", strcmp(state, "refused") ? "" : name,
+		       strcmp(state, "refused") ? "" : " --yes ", strcmp(state, "refused") ? "" : name);
+}
+
 static void put_table(json_t *answer)
 {
 	static const struct col cols[] = {
@@ -67,7 +105,8 @@ static void put_table(json_t *answer)
 		{ "RPO", "rpo_bytes", COL_BYTES }, { "RING", "ring_percent", COL_TEXT },
 		{ "WRITTEN MB/s", "rate.write_bytes_per_s", COL_RATE },
 		{ "SHIPPED MB/s", "rate.ship_bytes_per_s", COL_RATE },
-		{ "RATIO", "compression_ratio", COL_RATIO }, { "COPY", "copy", COL_TEXT },
+		{ "RATIO", "compression_ratio", COL_RATIO }, { "SPOOL", "spool_text", COL_TEXT },
+		{ "COPY", "copy", COL_TEXT },
 	};
 	const char *module = json_string_value(json_object_get(json_object_get(answer, "module"), "error"));
 	json_t *groups = json_object_get(answer, "groups"), *g;
@@ -89,6 +128,7 @@ static void put_table(json_t *answer)
 			printf("%s: %s\n", json_string_value(json_object_get(g, "name")), trouble);
 		if (waits)
 			printf("%s: resync %s\n", json_string_value(json_object_get(g, "name")), waits);
+		put_spool(g);
 	}
 	if (module)
 		printf("module: %s\n", module);

@@ -31,11 +31,15 @@
 #define NS_PER_S		1000000000ull
 #define DELAY_DEFAULT_MS	4
 #define DELAY_MAX_MS		1000
+#define SPOOL_MAX_LEAST		(8ull << 20)	/* eight files of the least size */
+#define SPOOL_MAX_DEFAULT	(4ull << 30)	/* ten minutes at 20 MB/s, compressed by a third; small beside
+						   the disk of a host that has data to protect */
 
 struct options {
 	const char *config;
 	bool config_given;
-	char *state_dir, *control;
+	char *state_dir, *control, *spool_dir;
+	uint64_t spool_max;
 	const char *ring_file, *ring_disk, *device;
 	int compression, log_level;
 	uint64_t delay_ms;
@@ -92,12 +96,26 @@ static int set_log_level(int *level, const char *value, struct why *why)
 	return why_set(why, EINVAL, "log_level = %s: error, warning, info or debug is right", value);
 }
 
+static int configure_spool(const char *key, const char *value, struct options *o, struct why *why)
+{
+	if (!strcmp(key, "dir"))
+		return value[0] == '/' ? set_string(&o->spool_dir, value) :
+		       why_set(why, EINVAL, "dir = %s: an absolute path is right", value);
+	if (strcmp(key, "max"))
+		return -ENOENT;
+	if (size_parse(value, &o->spool_max) || (o->spool_max && o->spool_max < SPOOL_MAX_LEAST))
+		return why_set(why, EINVAL, "max = %s: 0 (no spool), or a size of at least 8M is right", value);
+	return 0;
+}
+
 static int configure(const char *section, const char *key, const char *value, void *arg, struct why *why)
 {
 	struct options *o = arg;
 	uint64_t n;
 	int r;
 
+	if (!strcmp(section, "spool"))
+		return configure_spool(key, value, o, why);
 	if (strcmp(section, "asrd"))
 		return -ENOENT;
 	if (!strcmp(key, "state_dir"))
@@ -218,7 +236,7 @@ int main(int argc, char **argv)
 {
 	struct options o = {
 		.config = "/etc/asr/asrd.conf", .compression = 1, .log_level = LOG_LVL_INFO,
-		.delay_ms = DELAY_DEFAULT_MS,
+		.delay_ms = DELAY_DEFAULT_MS, .spool_max = SPOOL_MAX_DEFAULT,
 	};
 	struct asrd d = { .groups = NULL };
 	struct ticker ticker = { .d = &d, .op = { .done = tick, .arg = &ticker } };
@@ -233,6 +251,8 @@ int main(int argc, char **argv)
 		fprintf(stderr, "asrd: %s\n", why.text[0] ? why.text : strerror(-r));
 		return 2;
 	}
+	if (!o.spool_dir && asprintf(&o.spool_dir, "%s/spool", o.state_dir) < 0)
+		return 1;
 	log_init("asrd", o.log_level);
 	harden();
 	d.state_dir = o.state_dir;
@@ -240,6 +260,8 @@ int main(int argc, char **argv)
 	d.ring_file = o.ring_file;
 	d.ring_disk = o.ring_disk;
 	d.compression = o.compression;
+	d.spool_dir = o.spool_dir;
+	d.spool_max = o.spool_max;
 	d.batch_delay_ns = o.delay_ms * 1000000;
 	d.idle = (struct loop_idle){ .fn = flow_run_all, .arg = &d };
 	r = start(&d, &o, &control, &why);

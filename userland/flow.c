@@ -8,6 +8,9 @@
  * nothing to read, no room, or it had its share of the turn. While there is no
  * room it just stops reading: the ring is the queue.
  *
+ * When the vault does not keep up, the records take another way, through the
+ * spool (detour.c); they come back here to be batched and sent.
+ *
  * Nothing is kept for sending again. After a reconnect the vault says what is
  * durable; reading goes on behind that record in the ring, in a new session
  * (fresh key) with the next frame number.
@@ -30,6 +33,8 @@
 #define SHARE_BYTES	(8u << 20)	/* of ring, that one group may take in a turn */
 #define IDLE_ROUNDS	2		/* timer rounds with nothing to read before the long sleep */
 #define NS_PER_S	1000000000ull
+#define SEQ_BEHIND	"%s has later sequence numbers than the kernel's group: delete that group " \
+			"(dmsetup remove its disks), asrd makes it anew"
 
 void flow_trouble(struct group *g, const char *fmt, ...)
 {
@@ -55,12 +60,12 @@ void flow_kick(void *group)
 
 /* ----------------------------------------------------------------- sending */
 
-static bool has_room(struct group *g)
+bool flow_has_room(struct group *g)
 {
 	return g->flight_count < FLIGHTS && ship_has_room(g->d->ship);
 }
 
-static int send_batch(struct group *g)
+int flow_send(struct group *g)
 {
 	struct batch *b = &g->batch;
 	struct flight *f = &g->flights[(g->flight_first + g->flight_count) % FLIGHTS];
@@ -85,13 +90,13 @@ static int send_batch(struct group *g)
 	return 0;
 }
 
-static int add(struct group *g, const struct asr_rec *rec, const uint8_t *payload)
+int flow_add(struct group *g, const struct asr_rec *rec, const uint8_t *payload)
 {
 	uint64_t now, delay = g->d->batch_delay_ns;
 	int r;
 
 	r = batch_add(&g->batch, rec, payload);
-	if (r == -ENOSPC && !(r = send_batch(g)))
+	if (r == -ENOSPC && !(r = flow_send(g)))
 		r = batch_add(&g->batch, rec, payload);
 	if (r || g->batch.records > 1)
 		return r;
@@ -108,17 +113,17 @@ int flow_emit(void *arg, const struct asr_rec *rec, const uint8_t *payload, uint
 	struct asr_rec r;
 	int ret = 0;
 
-	if (!g->open || !has_room(g))
-		return -EAGAIN;
+	if (!g->open || g->detour || !flow_has_room(g))
+		return -EAGAIN;	/* on the detour it would stand before what was captured before it */
 	if (rec) {
 		r = *rec;
 		r.seq = g->last_seq;
 		r.time_ns = now_real_ns();
-		ret = add(g, &r, payload);
+		ret = flow_add(g, &r, payload);
 		*frame_no = g->pack.frame_no + 1;
 	} else {
 		if (g->batch.records)
-			ret = send_batch(g);
+			ret = flow_send(g);
 		*frame_no = g->pack.frame_no;
 	}
 	return ret ? -EAGAIN : 0;
@@ -144,6 +149,18 @@ static void check_discarded(struct group *g)
 		resync_want(g->resync);
 }
 
+void flow_saw(struct group *g, const struct asr_rec *rec, const uint8_t *payload)
+{
+	if (rec->sectors)
+		compare_saw(g->compare, NULL, rec->disk, rec->sector, rec->sectors);
+	if (rec->kind == ASR_KIND_DISK) {
+		g->watch_ns = 0;	/* it may have left */
+		compare_saw(g->compare, NULL, rec->disk, 0, ASR_DISK_SECTORS_MAX);	/* another's, perhaps */
+	}
+	if (rec->kind >= ASR_KIND_STATE && batch_loses_consistency(rec, payload))
+		resync_want(g->resync);
+}
+
 /* One record from the ring into the batch: 1, 0: none, -errno */
 static int take(struct group *g)
 {
@@ -154,7 +171,7 @@ static int take(struct group *g)
 	check_discarded(g);
 	if (r <= 0)
 		return r;
-	r = add(g, &rec, payload);
+	r = flow_add(g, &rec, payload);
 	if (r)
 		return r;
 	g->batch.ring_end = source_pos(g->source);
@@ -163,14 +180,7 @@ static int take(struct group *g)
 	g->batch.ring_payload += rec.payload_bytes;
 	g->in_bytes += rec.payload_bytes;
 	g->last_seq = rec.seq;
-	if (rec.sectors)
-		compare_saw(g->compare, NULL, rec.disk, rec.sector, rec.sectors);
-	if (rec.kind == ASR_KIND_DISK) {
-		g->watch_ns = 0;	/* it may have left */
-		compare_saw(g->compare, NULL, rec.disk, 0, ASR_DISK_SECTORS_MAX);	/* another's, perhaps */
-	}
-	if (rec.kind >= ASR_KIND_STATE && batch_loses_consistency(&rec, payload))
-		resync_want(g->resync);
+	flow_saw(g, &rec, payload);
 	return 1;
 }
 
@@ -191,7 +201,7 @@ static int drain(struct group *g)
 	int r;
 
 	while (g->open) {
-		if (!has_room(g))
+		if (!flow_has_room(g))
 			return -EAGAIN;
 		if (resync_active(g->resync)) {
 			enum resync_go go = resync_step(g->resync, source_readable(g->source));
@@ -213,11 +223,11 @@ static int drain(struct group *g)
 
 static uint64_t next_due(struct group *g, uint64_t now)
 {
-	uint64_t due = 0, other = resync_due(g->resync), check = check_due(g);
+	uint64_t due = detour_due(g), other = resync_due(g->resync), check = check_due(g);
 
 	if (g->batch.records)
 		due = g->batch.due_ns;
-	else if (g->idle_rounds < IDLE_ROUNDS)
+	else if (!due && g->idle_rounds < IDLE_ROUNDS)
 		due = now + g->d->batch_delay_ns;
 	if (resync_active(g->resync) && !other)
 		other = now + g->d->batch_delay_ns;
@@ -251,8 +261,12 @@ static void run(struct group *g)
 
 	source_awake(g->source);
 	g->idle_rounds++;
-	check_run(g);
-	r = drain(g);
+	if (!g->detour)
+		check_run(g);
+	if (detour_wanted(g))
+		r = detour_run(g);
+	else
+		r = g->open ? drain(g) : 0;
 	if (r == -EBADMSG || source_poisoned(g->source)) {
 		flow_trouble(g, r ? "the ring holds nonsense at position %llu: attaching anew" :
 			     "the kernel does not trust this reader any more (position %llu): attaching anew",
@@ -260,18 +274,18 @@ static void run(struct group *g)
 		flow_detach(g, NULL, NULL);
 		return;
 	}
-	if (!g->open)
-		return;
+	if (!g->open && (g->pending || !(g->detour || spool_usable(g->spool))))
+		return;	/* awake: no wake-ups */
 	now = now_ns();
-	if (g->batch.records && now >= g->batch.due_ns && has_room(g) && send_batch(g))
+	if (g->batch.records && now >= g->batch.due_ns && flow_has_room(g) && flow_send(g))
 		return;
-	if (!g->flight_count && !g->batch.records) {
+	if (g->open && !g->detour && !g->flight_count && !g->batch.records) {
 		source_release(g->source, source_pos(g->source));
 		tell_durable(g, true);
 	}
 	if (r == 1)
 		g->runnable = true;
-	else if (r == 0)
+	else if (r == 0 && !g->runnable)
 		g->runnable = source_sleep(g->source, next_due(g, now));
 }
 
@@ -288,7 +302,7 @@ void flow_run_all(void *asrd)
 		if (!g->runnable)
 			continue;
 		g->runnable = false;
-		if (g->source && g->open)
+		if (g->source)
 			run(g);
 		more |= g->runnable;
 	}
@@ -320,6 +334,7 @@ void flow_ack(struct group *g, const struct msg_ack *ack)
 	source_release(g->source, end);
 	tell_durable(g, false);
 	resync_acked(g->resync, ack->frame_no);
+	detour_acked(g);
 	flow_kick(g);
 }
 
@@ -331,6 +346,9 @@ static int make_kernel_group(struct group *g, struct why *why)
 	struct asr_group_name old;
 	uint64_t used = g->first_seq > g->saved_seq ? g->first_seq : g->saved_seq;
 	int r;
+
+	if (used < detour_seq(g))
+		used = detour_seq(g);	/* the spool goes first */
 
 	/* above all that was ever used, known or not: a state file is never 2^32 records old */
 	g->first_seq = g->first_seq ? used + (1ull << 32) : 1;
@@ -379,6 +397,16 @@ static int engines(struct group *g)
 	return r;
 }
 
+/* The numbers that the kernel gives out next must lie beyond what the vault has */
+static bool seq_behind(struct group *g)
+{
+	struct asr_group_info info = { .index = 0 };
+
+	memcpy(info.name, g->name, sizeof(info.name));
+	return !source_is_file(g->source) && !source_ioctl(g->source, ASR_IOC_GROUP_INFO, &info) &&
+	       info.next_seq <= detour_seq(g);
+}
+
 int flow_attach(struct group *g, struct why *why)
 {
 	const struct asrd *d = g->d;
@@ -400,7 +428,18 @@ int flow_attach(struct group *g, struct why *why)
 		if (!r)
 			r = source_open(d->loop, d->device, g->name, d->batch_delay_ns, flow_kick, g, &g->source, why);
 	}
-	return r ? r : engines(g);
+	if (!r && seq_behind(g)) {
+		source_close(g->source, NULL, NULL);
+		g->source = NULL;
+		return why_set(why, ESTALE, SEQ_BEHIND, "the spool");
+	}
+	if (!r)
+		r = engines(g);
+	if (r)
+		return r;
+	detour_attached(g);
+	flow_kick(g);
+	return 0;
 }
 
 void flow_detach(struct group *g, void (*closed)(void *arg), void *arg)
@@ -408,6 +447,7 @@ void flow_detach(struct group *g, void (*closed)(void *arg), void *arg)
 	struct source *s = g->source;
 
 	flow_close(g);
+	detour_detached(g);
 	resync_destroy(g->resync);
 	compare_destroy(g->compare);
 	g->resync = NULL;
@@ -435,7 +475,9 @@ void flow_close(struct group *g)
 	if (!g->source)
 		return;
 	source_awake(g->source);	/* nothing is read now: no wake-ups */
-	source_seek(g->source, g->durable_seq);
+	if (!g->detour)
+		source_seek(g->source, g->durable_seq);
+	detour_closed(g);
 }
 
 static int parse_open(struct group *g, json_t *p, uint8_t tag[ASR_TAG_BYTES], uint64_t *frame_no, bool *consistent)
@@ -458,16 +500,6 @@ static int parse_open(struct group *g, json_t *p, uint8_t tag[ASR_TAG_BYTES], ui
 	return 0;
 }
 
-/* The numbers that the kernel gives out next must lie beyond what the vault has */
-static bool seq_behind(struct group *g)
-{
-	struct asr_group_info info = { .index = 0 };
-
-	memcpy(info.name, g->name, sizeof(info.name));
-	return !source_is_file(g->source) && !source_ioctl(g->source, ASR_IOC_GROUP_INFO, &info) &&
-	       info.next_seq <= g->durable_seq;
-}
-
 void flow_all_dirty(struct group *g)
 {
 	for (uint32_t slot = 0; slot < ASR_DISKS_MAX; slot++) {
@@ -481,14 +513,6 @@ void flow_all_dirty(struct group *g)
 	}
 }
 
-/* A vault that was itself restored: what it has lost is not in the ring any more */
-static void copy_again(struct group *g, uint64_t had)
-{
-	log_err("group %s: the vault had acknowledged frame %llu and has %llu now: all disks are copied again",
-		g->name, (unsigned long long)had, (unsigned long long)g->durable_frame);
-	flow_all_dirty(g);
-}
-
 static void opened(int err, json_t *p, const struct why *why, void *arg)
 {
 	struct group *g = arg;
@@ -496,6 +520,8 @@ static void opened(int err, json_t *p, const struct why *why, void *arg)
 	uint64_t frame_no, had = g->durable_frame;
 	bool consistent;
 	int r;
+
+	struct why text = { "" };
 
 	g->opening = false;
 	if (err == -EPIPE || !g->source)
@@ -507,15 +533,15 @@ static void opened(int err, json_t *p, const struct why *why, void *arg)
 	}
 	r = parse_open(g, p, tag, &frame_no, &consistent);
 	if (!r && seq_behind(g))
-		r = -ESTALE;
+		r = why_set(&text, ESTALE, SEQ_BEHIND, "the vault");
+	if (!r)
+		r = detour_opening(g, &text);
 	if (!r)
 		r = pack_session(&g->pack, g->key, frame_no, tag);
-	if (!r)
+	if (!r && !g->detour)
 		r = source_seek(g->source, g->durable_seq);
 	if (r) {
-		flow_trouble(g, r == -ESTALE ? "the vault has later sequence numbers than the "
-			     "kernel's group: delete that group (dmsetup remove its disks), asrd makes it anew (%s)" :
-			     "cannot go on with the stream: %s", strerror(-r));
+		flow_trouble(g, "cannot go on with the stream: %s", text.text[0] ? text.text : strerror(-r));
 		if (g->durable_frame < had)
 			g->durable_frame = had;	/* to be noticed the next time */
 		g->retry_ns = now_ns() + 10 * NS_PER_S;
@@ -529,9 +555,14 @@ static void opened(int err, json_t *p, const struct why *why, void *arg)
 	batch_reset(&g->batch);
 	log_info("group %s: shipping from sequence %llu, frame %llu", g->name,
 		 (unsigned long long)g->durable_seq + 1, (unsigned long long)frame_no + 1);
-	if (g->durable_frame < had)
-		copy_again(g, had);
-	resync_open(g->resync, consistent, frame_no);
+	if (g->durable_frame < had)	/* it was itself restored: what it has lost is not in the ring any more */
+		log_err("group %s: the vault had acknowledged frame %llu and has %llu now: all disks are copied again",
+			g->name, (unsigned long long)had, (unsigned long long)g->durable_frame);
+	if (!detour_opened(g, consistent, g->durable_frame < had)) {
+		if (g->durable_frame < had)
+			flow_all_dirty(g);
+		resync_open(g->resync, consistent, frame_no);
+	}
 	flow_kick(g);
 }
 
@@ -558,6 +589,10 @@ uint64_t flow_oldest_ns(const struct group *g)
 		if (f->time_ns)
 			return f->time_ns;
 	}
+	if (g->detour && spool_oldest_ns(g->spool))
+		return spool_oldest_ns(g->spool);
+	if (g->spooled.records)
+		return g->spooled.first_time_ns;
 	if (g->batch.ring_time_ns)
 		return g->batch.ring_time_ns;
 	return g->source ? source_peek_ns(g->source) : 0;
@@ -565,7 +600,7 @@ uint64_t flow_oldest_ns(const struct group *g)
 
 uint64_t flow_waiting_bytes(const struct group *g)
 {
-	uint64_t bytes = g->batch.ring_payload;
+	uint64_t bytes = g->batch.ring_payload + g->spooled.ring_payload + (g->spool ? spool_unread(g->spool) : 0);
 
 	for (uint32_t i = 0; i < g->flight_count; i++)
 		bytes += g->flights[(g->flight_first + i) % FLIGHTS].payload;

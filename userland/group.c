@@ -70,10 +70,12 @@ int group_save_state(struct group *g, struct why *why)
 	uint64_t seq = g->last_seq > g->saved_seq ? g->last_seq : g->saved_seq;
 	int r;
 
-	r = write_json(g, "state.json", json_pack("{s:I, s:I, s:I, s:b}", "first_seq", (json_int_t)g->first_seq,
+	if (seq < detour_seq(g))
+		seq = detour_seq(g);
+	r = write_json(g, "state.json", json_pack("{s:I, s:I, s:I, s:b, s:b}", "first_seq", (json_int_t)g->first_seq,
 						  "last_seq", (json_int_t)seq, "durable_frame",
 						  (json_int_t)g->durable_frame, "was_consistent",
-						  g->was_consistent), why);
+						  g->was_consistent, "spooling", g->spooling), why);
 	g->saved_ns = now_ns();
 	if (!r)
 		g->saved_seq = seq;
@@ -119,7 +121,7 @@ static int load_fields(struct group *g, struct why *why)
 	cleanup_json state = NULL;
 	const char *uuid, *stream;
 	json_int_t generation, ring, first = 0, last = 0, durable = 0, limit = 0;
-	int pending, consistent = 0, paused = 0, r;
+	int pending, consistent = 0, paused = 0, spooling = 0, r;
 
 	r = read_json(g->d, g->name, "group.json", &root, why);
 	if (r)
@@ -139,13 +141,14 @@ static int load_fields(struct group *g, struct why *why)
 	r = read_json(g->d, g->name, "state.json", &state, why);
 	if (r)
 		return r;
-	if (json_unpack(state, "{s:I, s:I, s?I, s:b}", "first_seq", &first, "last_seq", &last, "durable_frame",
-			&durable, "was_consistent", &consistent))
+	if (json_unpack(state, "{s:I, s:I, s?I, s:b, s?b}", "first_seq", &first, "last_seq", &last, "durable_frame",
+			&durable, "was_consistent", &consistent, "spooling", &spooling))
 		return why_set(why, EINVAL, "state.json of %s is not whole", g->name);
 	g->first_seq = (uint64_t)first;
 	g->saved_seq = (uint64_t)last;
 	g->durable_frame = (uint64_t)durable;
 	g->was_consistent = consistent;
+	g->spooling = spooling;
 	return 0;
 }
 
@@ -157,6 +160,7 @@ static void free_group(struct group *g)
 	json_decref(g->lost);
 	secret_free(g->key);
 	pack_end(&g->pack);
+	spool_close(g->spool);
 	free(g);
 }
 
@@ -200,6 +204,8 @@ static void load(struct asrd *d, const char *name)
 
 	if (!r)
 		r = load_key(g, &why);
+	if (!r)
+		r = detour_open(g);
 	if (r) {
 		log_err("group %s is left out: %s", name, why.text[0] ? why.text : strerror(-r));
 		if (g)
@@ -282,6 +288,8 @@ void group_drop(struct group *g)
 		p = &(*p)->next;
 	*p = g->next;
 	remove_files(g->d, g->name);
+	if (!spool_refused(g->spool, NULL))
+		spool_discard(g->spool, NULL);
 	ship_forget(g->d->ship, g);
 	flow_detach(g, dropped, g);
 }
@@ -319,6 +327,8 @@ int group_make(struct asrd *d, const char *name, uint64_t ring_bytes, json_t *re
 		r = seal_random(g->pack.stream, ASR_UUID_BYTES);
 	if (!r)
 		r = seal_random(g->key, ASR_KEY_BYTES);
+	if (!r)
+		r = detour_open(g);
 	if (!r)
 		r = write_all(g, why);
 	if (!r)
@@ -532,6 +542,9 @@ static void second(struct group *g, uint64_t now)
 		flow_open(g);
 	flow_check(g);
 	watch_group(g, now);
+	spool_second(g->spool);
+	if (!g->open || g->detour)
+		flow_kick(g);
 	if (g->resync && resync_consistent(g->resync) && !g->was_consistent) {
 		g->was_consistent = true;
 		group_save_state(g, NULL);

@@ -289,6 +289,7 @@ static json_t *status_of(const struct group *g)
 	json_object_set_new(s, "resync", g->resync ? resync_status(g->resync) : json_null());
 	json_object_set_new(s, "ring", json_pack("{s:I, s:I}", "bytes", (json_int_t)info.ring_bytes, "used",
 						 (json_int_t)(info.head - info.tail)));
+	json_object_set_new(s, "spool", detour_status(g));
 	json_object_set_new(s, "rate", json_pack("{s:f, s:f}", "write_bytes_per_s", g->in_rate,
 						 "ship_bytes_per_s", g->out_rate));
 	json_object_set_new(s, "compression_ratio", json_real(g->pack.stored_bytes ?
@@ -361,6 +362,18 @@ static json_t *describe_log(const struct asr_disk_info *k)
 	return json_pack("{s:I, s:I, s:b, s:I}", "region_bytes", (json_int_t)k->log_region_sectors * 512, "regions_set",
 			 (json_int_t)k->log_regions_set, "broken", !!(k->log_flags & ASR_LOGF_BROKEN), "writes",
 			 (json_int_t)k->log_writes);
+}
+
+static void spool_discard_call(struct control_call *call, json_t *parameters, struct asrd *d)
+{
+	struct group *g = named(call, parameters, "group", d);
+	struct why why = { "" };
+	int r = g ? detour_discard(g, &why) : 0;
+
+	if (r)
+		control_error(call, "%s", why.text[0] ? why.text : strerror(-r));
+	else if (g)
+		control_reply(call, json_object(), false);
 }
 
 static void list_disks(struct group *g, json_t *disks)
@@ -490,6 +503,7 @@ static const struct {
 	{ "io.asr.Group.Pause",		group_pause },
 	{ "io.asr.Group.Resume",	group_resume },
 	{ "io.asr.Group.Verify",	group_verify },
+	{ "io.asr.Spool.Discard",	spool_discard_call },
 	{ "io.asr.Disk.List",		disk_list },
 	{ "io.asr.Reload",		reload },
 };

@@ -31,8 +31,6 @@
 
 #define SAMPLE		4096
 #define WORTH(n)	((n) - (n) / 16)	/* stored raw unless 6 % smaller */
-#define OUT_BYTES	(sizeof(struct frame_hdr) + BATCH_RECORDS * sizeof(struct frame_rec) + BATCH_META + \
-			 DIGESTS_MAX + ASR_FRAME_PAYLOAD + 2 * ASR_TAG_BYTES)
 #define DIGESTS_MAX	(ASR_FRAME_PAYLOAD / 4096 * ASR_DIGEST_BYTES)
 
 struct pack_room {
@@ -40,7 +38,7 @@ struct pack_room {
 	uint8_t digests[DIGESTS_MAX];
 	uint8_t plain[ASR_FRAME_PAYLOAD];
 	uint8_t packed[ASR_FRAME_PAYLOAD];
-	_Alignas(64) uint8_t out[OUT_BYTES];
+	_Alignas(64) uint8_t out[PACK_BYTES_MAX];
 };
 
 int pack_room_create(struct pack_room **out)

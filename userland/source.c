@@ -123,6 +123,27 @@ int source_next(struct source *s, struct asr_rec *rec, const uint8_t **payload)
 	return r;
 }
 
+void source_back(struct source *s, uint64_t pos)
+{
+	if (pos < s->tail || pos >= s->pos)
+		return;
+	s->pos = pos;
+	s->seen_seq = 0;	/* until the next is read */
+}
+
+uint64_t source_first(const struct source *s, bool *is_new)
+{
+	const struct asr_rec *rec = (const void *)(s->data + (s->pos & (s->bytes - 1)));
+	const struct asr_rec_state *state = (const void *)(rec + 1);
+	uint64_t head = source_head(s);
+
+	*is_new = false;
+	if (s->pos == head || head - s->pos < sizeof(*rec) + sizeof(*state))
+		return 0;
+	*is_new = rec->kind == ASR_KIND_STATE && state->reason == ASR_WHY_START;
+	return rec->seq;
+}
+
 int source_seek(struct source *s, uint64_t seq)
 {
 	struct asr_rec rec;

@@ -3,7 +3,7 @@
  * The plan of asrd, the source side: every stage in the order data flows.
  *
  *   ring =DOOR 1= source -> batch -> pack (-> seal) -> ship =DOOR 2= vault
- *                    resync --^                          |
+ *                  resync, spool --^                     |
  *   tail <- source <- group <---------- ack -------------+
  *
  * Memory: a record's payload stays in the ring from capture to the seal; the
@@ -46,6 +46,11 @@ void source_close(struct source *s, void (*closed)(void *arg), void *arg);
 int source_next(struct source *s, struct asr_rec *rec, const uint8_t **payload);
 /* Is the next record committed or discarded, so that source_next moves on? */
 bool source_readable(const struct source *s);
+/* Back to where a record begins that is not released */
+void source_back(struct source *s, uint64_t pos);
+/* Number of the record at the reader's position, whatever its state, and whether it says that the
+   group was made anew; 0: there is none */
+uint64_t source_first(const struct source *s, bool *is_new);
 /* Back to the tail, then forward over all records with seq <= this one. */
 int source_seek(struct source *s, uint64_t seq);
 /* Everything before pos is durable at the vault: the ring may reuse it. */
@@ -116,6 +121,8 @@ bool batch_loses_consistency(const struct asr_rec *rec, const uint8_t *payload);
 /* Buffers that every group's frames go through, one after the other: small, so
    that they stay in the cache. */
 struct pack_room;
+#define PACK_BYTES_MAX	(sizeof(struct frame_hdr) + BATCH_RECORDS * sizeof(struct frame_rec) + BATCH_META + \
+			 ASR_FRAME_PAYLOAD / 4096 * ASR_DIGEST_BYTES + ASR_FRAME_PAYLOAD + 2 * ASR_TAG_BYTES)
 int pack_room_create(struct pack_room **room);
 void pack_room_destroy(struct pack_room *room);
 
@@ -232,6 +239,113 @@ int lower_open(struct lowers *l, uint32_t slot);
 void lower_close(struct lowers *l);
 void lower_forget(struct lowers *l);	/* the ring is read again from what is durable */
 
+/* --------------------------------------------------------- spoolfile.c */
+
+#define SPOOL_MAGIC	"ASRSPOOL"	/* 8 bytes, no NUL */
+#define SPOOL_VERSION	1
+#define SPOOL_PADDED(n)	(((size_t)(n) + 7) & ~(size_t)7)
+
+/* The file "header" of a group's folder in the spool; little-endian */
+struct spool_header {
+	uint8_t  magic[8];
+	uint32_t version;
+	uint32_t bytes;			/* sizeof(struct spool_header) */
+	uint8_t  group[ASR_UUID_BYTES], stream[ASR_UUID_BYTES];
+	uint8_t  session[ASR_UUID_BYTES];	/* random: of the tag below */
+	char     host_id[ASR_NAME_BYTES];	/* as the vault gave it */
+	char     host[ASR_NAME_BYTES], name[ASR_NAME_BYTES];	/* of host and group, for people */
+	uint8_t  reserved[24];
+	uint8_t  tag[ASR_TAG_BYTES];	/* of nothing, with all before it as AAD */
+	uint64_t checksum;		/* XXH64 of all before it */
+	uint64_t reserved2;
+};
+
+/* Whose spool it must be */
+struct spool_owner {
+	uint8_t group[ASR_UUID_BYTES], stream[ASR_UUID_BYTES];
+	char host_id[ASR_NAME_BYTES], host[ASR_NAME_BYTES], name[ASR_NAME_BYTES];
+	const uint8_t *key;
+};
+
+/* How far a walk over frames has come */
+struct spool_chain {
+	uint64_t frame_no;		/* of the last frame */
+	bool tagged;			/* its tag is known */
+	uint8_t tag[ASR_TAG_BYTES];
+};
+int spool_header_make(struct spool_header *h, const struct spool_owner *o);
+/* -EBADMSG damaged, -EPROTONOSUPPORT newer, -EPERM somebody else's, -EKEYREJECTED: with why */
+int spool_header_check(const uint8_t *data, size_t bytes, const struct spool_owner *o, struct why *why);
+/* The frame at data, which is aligned to 8: its bytes with padding; -EAGAIN: not all of it is
+   here; -EBADMSG with why. It is not opened. */
+int spool_frame_next(const uint8_t *data, size_t bytes, const struct spool_owner *o,
+		     const struct spool_chain *c, struct frame_view *v, struct why *why);
+void spool_chain_pass(struct spool_chain *c, const struct frame_view *v);
+
+/* ------------------------------------------------------------- spool.c */
+
+/*
+ * A group's second queue, on disk, between the ring and the vault: sealed
+ * frames in files, taken at the end and read from the front. One per group.
+ */
+struct spool;
+struct spool_ops {
+	/* All records before ring_end (of this attachment to the ring) are in the spool's files: they
+	   survive this process, not the host. */
+	void (*written)(uint64_t ring_end, unsigned int attachment, void *arg);
+	/* A write failed: what was added and not reported as written is not there; add it again. */
+	void (*failed)(void *arg);
+	/* Something was read, or there is room again */
+	void (*kick)(void *arg);
+	/* May the folder be used? 0, or -errno with why. Asked before each new file. */
+	int (*check)(const char *dir, void *arg, struct why *why);
+};
+/*
+ * Scans what is there; blocks on that: the last two files are read and opened
+ * whole. Does not fail but for -ENOMEM: a spool that cannot be used says so in
+ * its status. pack: group, stream, generation, level and room. max 0: nothing
+ * is added, what is there is read.
+ */
+int spool_open(struct loop *l, const char *dir, uint64_t max, const struct spool_owner *owner,
+	       const struct pack *like, const struct spool_ops *ops, void *arg, struct spool **out);
+void spool_close(struct spool *s);		/* freed when its last operation has ended */
+
+/* May frames be added? Tries again after a failure or when there is space, but not at once. */
+bool spool_usable(struct spool *s);
+/* Makes ready for the first frame, so that a spool that takes none is known before */
+int spool_begin(struct spool *s);
+/* Is there room for a frame in memory? If not, kick comes. */
+bool spool_has_room(const struct spool *s);
+/* -EAGAIN: no room in memory; others: the spool takes nothing now, spool_status says why */
+int spool_add(struct spool *s, const struct batch *b, unsigned int attachment);
+void spool_flush(struct spool *s);		/* what was added goes down now */
+
+bool spool_has_content(const struct spool *s);	/* not yet forgotten, or being written */
+uint64_t spool_last_seq(const struct spool *s);	/* of the last record written; 0: no content */
+uint64_t spool_oldest_ns(const struct spool *s);	/* capture time of what is not read yet; 0: all is */
+uint64_t spool_unread(const struct spool *s);	/* bytes written or being written, and not read */
+
+/*
+ * The next frame: 1, and its view and opened payload (good until spool_pass); 0:
+ * none; -EAGAIN: being read, kick comes; -EBADMSG, -EIO with why: damaged from here on.
+ */
+int spool_read(struct spool *s, struct frame_view *v, const uint8_t **plain, struct why *why);
+void spool_pass(struct spool *s);		/* behind that frame */
+void spool_rewind(struct spool *s);		/* to the first frame that is not forgotten */
+/* All records up to seq are durable at the vault: files with nothing newer are deleted. */
+void spool_forget(struct spool *s, uint64_t seq);
+/* Deletes everything, somebody else's too. */
+int spool_discard(struct spool *s, struct why *why);
+void spool_second(struct spool *s);		/* once a second: fdatasync */
+bool spool_refused(const struct spool *s, struct why *why);	/* what is there cannot be read */
+json_t *spool_status(const struct spool *s);	/* {state, reason, dir, bytes, max, oldest, files} */
+
+/* ---------------------------------------------------------- devstack.c */
+
+/* Does the file system of path lie on a device that match says yes to, however many layers
+   below? 1; 0: no, or it cannot be found out. Reads sysfs. */
+int devstack_find(const char *path, bool (*match)(dev_t dev, void *arg), void *arg);
+
 /* ------------------------------------------------------------- resync.c */
 
 /* Brings the copy in line with the disks, from the dirty map. One per group. */
@@ -317,6 +431,8 @@ struct asrd {
 	const char *device;		/* NULL: /dev/dm-asr */
 	const char *ring_file;		/* instead of the kernel */
 	const char *ring_disk;		/* its disk, a file; or NULL */
+	const char *spool_dir;
+	uint64_t spool_max;		/* bytes of each group's; 0: none */
 	uint64_t batch_delay_ns;
 	int compression;		/* of new groups, unless they say */
 	struct group *groups;
@@ -352,6 +468,7 @@ struct group {
 	uint64_t first_seq;		/* of the kernel's group; 0: none was made yet */
 	uint64_t saved_seq;
 	bool was_consistent;		/* ever */
+	bool spooling;			/* there may be records in the spool */
 
 	struct source *source;		/* NULL: not attached */
 	struct compare *compare;	/* both live and die with source */
@@ -367,10 +484,20 @@ struct group {
 	uint64_t durable_seq, durable_frame, durable_time_ns;
 	uint64_t saved_ns, retry_ns;	/* now_ns clock */
 	uint64_t told_seq, told_ns;	/* the kernel, of durable_seq */
-	char trouble[256];		/* why it stands still; empty: it does not */
+	char trouble[512];		/* why it stands still; empty: it does not */
 	char missing[256];		/* group_missing's */
 	json_t *lost;			/* watch.c: disks on file that are not in the kernel */
 	uint64_t watch_ns;		/* now_ns clock: look again then */
+	struct spool *spool;
+	bool detour;			/* ring -> spool -> vault, not ring -> vault */
+	bool closing;			/* the ring waits until the spool is empty */
+	bool held_consistent;		/* the stream where the spool has been shipped to */
+	bool over;			/* the spool was discarded: the stream must begin anew */
+	struct batch spooled;		/* what goes into the spool next */
+	unsigned int attachment;	/* counts those to the ring */
+	uint64_t ring_seq;		/* of its first record when that was, and did it say that */
+	bool ring_is_new, ring_judged;	/* it is new; compared with the vault's and the spool's last */
+	uint64_t away_ns, spool_retry_ns;	/* now_ns clock: no vault since; not again before */
 
 	uint64_t in_bytes, out_bytes, frames;	/* captured, sent */
 	uint64_t seen_in, seen_out, seen_ns;
@@ -387,6 +514,11 @@ void flow_open(struct group *g);
 void flow_close(struct group *g);		/* the connection is gone */
 void flow_ack(struct group *g, const struct msg_ack *ack);
 void flow_all_dirty(struct group *g);		/* every chunk of every disk */
+/* For detour.c: a record into the batch, which goes when full; the batch; may they? */
+int flow_add(struct group *g, const struct asr_rec *rec, const uint8_t *payload);
+int flow_send(struct group *g);
+void flow_saw(struct group *g, const struct asr_rec *rec, const uint8_t *payload);	/* it is in the stream */
+bool flow_has_room(struct group *g);
 void flow_check(struct group *g);		/* has something become dirty by itself? */
 resync_emit flow_emit;			/* resync's and verify's records; arg: the group */
 void flow_run_all(void *asrd);			/* idle hook: runs what is runnable */
@@ -394,6 +526,27 @@ uint64_t flow_oldest_ns(const struct group *g);	/* capture time of what is not d
 uint64_t flow_waiting_bytes(const struct group *g);
 __attribute__((format(printf, 2, 3)))
 void flow_trouble(struct group *g, const char *fmt, ...);	/* logs a change; "" ends it */
+
+/* ------------------------------------------------------------- detour.c */
+
+/* The way through the spool, when the vault does not keep up: ring -> spool -> vault */
+int detour_open(struct group *g);		/* opens the spool, blocking; -ENOMEM */
+void detour_attached(struct group *g);		/* to the ring: places the reader behind what is spooled */
+void detour_detached(struct group *g);
+bool detour_wanted(struct group *g);		/* is it on, or is it time: then it is begun */
+int detour_run(struct group *g);		/* instead of reading for the vault; returns as that does */
+uint64_t detour_due(const struct group *g);	/* now_ns clock: run again then; 0: no need */
+uint64_t detour_seq(const struct group *g);	/* all records up to it are at the vault or in the spool */
+/* The vault has said where it stands: may the stream go on? -EPERM with why: what it lacks is in a
+   spool that cannot be used */
+int detour_opening(struct group *g, struct why *why);
+/* It goes on. True: not with the ring's next record, nor a resync, yet. */
+bool detour_opened(struct group *g, bool consistent, bool vault_lost);
+void detour_closed(struct group *g);		/* the connection is gone */
+void detour_acked(struct group *g);		/* durable_seq has moved */
+void detour_start_over(struct group *g, const char *why);	/* without the spool, all dirty */
+int detour_discard(struct group *g, struct why *why);		/* the same by command */
+json_t *detour_status(const struct group *g);
 
 /* -------------------------------------------------------------- group.c */
 

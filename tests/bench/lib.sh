@@ -7,13 +7,15 @@
 #   pipe_up RING_MIB COMPRESSION   a fresh vault, both daemons, group b on $W/ring
 #   site_make RING_MIB, vaultd_up, asrd_up, group_up COMPRESSION   ... step by step
 #   RING_DISK                      a file: the ring's disk, all of it dirty
+#   SPOOL_MAX                      of the spool, 0 unless set
 #   pipe_down
+#   vaultd_kill, asrd_kill         to be followed by vaultd_up, asrd_up
 #   cpu_s PID                      CPU seconds it has used
 
 # shellcheck source=tests/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 B=$ASR_TOP/build
-W=$B/bench/work
+W=${W:-$B/bench/work}
 HZ=$(getconf CLK_TCK)
 ASRD_PID='' VAULTD_PID=''
 mkdir -p "$B/bench"
@@ -35,6 +37,7 @@ site_make() { # RING_MIB
 	want "$B/asrctl" vault key create --vault-dir "$W/vault" --out "$W/regkey" > /dev/null
 	openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=bench \
 		-keyout "$W/recovery.key" -out "$W/recipient.crt" 2> /dev/null || fail "no certificate"
+	printf '[spool]\nmax = %s\n' "${SPOOL_MAX:-0}" > "$W/asrd.conf"
 	"$B/tests/asr-ringgen" --ring "$W/ring" --create --ring-size "${1}M" || fail "no ring"
 }
 
@@ -45,10 +48,24 @@ vaultd_up() {
 }
 
 asrd_up() {
-	"$B/asrd" --state-dir "$W/state" --control "$W/asrd.sock" --ring-file "$W/ring" \
+	"$B/asrd" --config "$W/asrd.conf" --state-dir "$W/state" --control "$W/asrd.sock" --ring-file "$W/ring" \
 		${RING_DISK:+--ring-disk "$RING_DISK"} 2>> "$W/asrd.log" &
 	ASRD_PID=$!
 	retry_until 60 test -S "$W/asrd.sock" || fail "asrd: $(tail -n 2 "$W/asrd.log")"
+}
+
+vaultd_kill() {
+	kill -9 "$VAULTD_PID"
+	wait "$VAULTD_PID" 2> /dev/null || true
+	VAULTD_PID=
+	rm -f "$W/vaultd.sock"
+}
+
+asrd_kill() {
+	kill -9 "$ASRD_PID"
+	wait "$ASRD_PID" 2> /dev/null || true
+	ASRD_PID=
+	rm -f "$W/asrd.sock"
 }
 
 group_up() { # COMPRESSION

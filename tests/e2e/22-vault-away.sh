@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # timeout: 900
-# The vault is away until the ring is full: TRACK, then resync, consistent again; older
+# The vault is away until the ring is full, without a spool: TRACK, then resync, consistent again; older
 # points untouched; no write waits, none fails.
 set -eu
 if [ -n "${ASR_GUEST:-}" ]; then
 	# shellcheck source=tests/e2e/guest-lib.sh
 	. /asr/in/guest-lib.sh
 	expect_klog 'dm-asr.*(TRACK|ring)'
+	mkdir -p /etc/asr
+	printf '[spool]\nmax = 0\n' > /etc/asr/asrd.conf
 	source_up 2 1M
 	stamp_start --threads 4 --rate 60 --max-bytes 32768
 	sleep 3		# some history before the outage

@@ -1,0 +1,506 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * The way through the spool: when the ring's records take it, and when they go
+ * straight to the vault again.
+ *
+ * Design. Three steps of a ladder: ring, spool, TRACK. Straight is the ring to
+ * the vault (flow.c). The detour begins when the vault has been away for some
+ * seconds, or a quarter of the ring waits for it; and with a vault that is
+ * there but slow, when half of the ring is in use and the connection takes no
+ * more. Then all of the ring goes to the spool's end, and the spool's front to
+ * the vault as long as it is there. When hardly anything is left in the spool,
+ * the ring waits for a moment, the rest is shipped, and it is straight again.
+ * A spool that takes nothing more (full, failed, refused) leaves the records
+ * in the ring, and the kernel goes to TRACK when that is full: the third step.
+ * Each step is one line in the log.
+ *
+ * The detour begins at the ring's tail, not at the reader: frames sent and not
+ * acknowledged go into the spool, too, for the connection may break, and the
+ * ring has one tail only. What the vault has already, by number, is left out
+ * when the spool is read.
+ *
+ * There is no resync on the detour: its records have to stand behind all that
+ * was captured before the read. What was taken from the dirty map is given
+ * back, and the resync begins again when it is straight.
+ *
+ * What is in the spool is not in the ring any more. That some may be there is
+ * on file (state.json) before the first record is. So a spool that is gone, or
+ * that may not be read, is noticed by the numbers of the ring's next records,
+ * and the stream is begun anew, with all disks dirty.
+ *
+ * Invariants. Records reach the vault in the order of the ring, each once,
+ * with their own numbers and times. The kernel is never told that a spooled
+ * record is durable.
+ *
+ * Context. The loop's thread.
+ */
+#include <errno.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+
+#include "source.h"
+
+#define AWAY_NS		5000000000ull	/* a vault that comes back sooner costs no file */
+#define RETRY_NS	10000000000ull
+#define SHARE_BYTES	(8u << 20)	/* of ring, in a turn */
+#define REST_MIN	(256ull << 10)
+#define REST_MAX	(8ull << 20)
+#define FILE_MAX	65536
+
+/* ------------------------------------------------------------ the folder */
+
+struct below {
+	const struct asrd *d;
+	const char *group;		/* out: whose disk it is */
+	char disk[ASR_NAME_BYTES];
+};
+
+/* Is it the device below a protected disk? */
+static bool is_below(dev_t dev, void *arg)
+{
+	struct below *b = arg;
+
+	for (struct group *g = b->d->groups; g; g = g->next) {
+		struct asr_disk_info info = { .slot = 0 };
+
+		for (; g->source && info.slot < ASR_DISKS_MAX; info.slot++) {
+			if (source_ioctl(g->source, ASR_IOC_DISK_INFO, &info) || !info.active ||
+			    makedev(info.lower_major, info.lower_minor) != dev)
+				continue;
+			b->group = g->name;
+			memcpy(b->disk, info.name, sizeof(b->disk));
+			return true;
+		}
+	}
+	return false;
+}
+
+/* What is written there must not come back through a ring */
+static int check_folder(const char *dir, void *arg, struct why *why)
+{
+	const struct group *g = arg;
+	struct below b = { .d = g->d };
+	cleanup_free char *path = strdup(dir);
+	struct stat st;
+	char *slash;
+
+	while (path && stat(path, &st) && (slash = strrchr(path, '/')) && slash != path)
+		*slash = 0;
+	if (!path || !devstack_find(path, is_below, &b))
+		return 0;
+	return why_set(why, EPERM, "%s lies on disk %s of group %s: all that is written to the spool would be captured "
+		       "again. Give it a file system that is not protected ([spool] dir)", dir, b.disk, b.group);
+}
+
+/* ------------------------------------------------------------- the whole */
+
+uint64_t detour_seq(const struct group *g)
+{
+	uint64_t seq = g->spool ? spool_last_seq(g->spool) : 0;
+
+	return seq > g->durable_seq ? seq : g->durable_seq;
+}
+
+static void written(uint64_t ring_end, unsigned int attachment, void *arg)
+{
+	struct group *g = arg;
+
+	if (g->source && attachment == g->attachment)
+		source_release(g->source, ring_end);
+}
+
+static void failed(void *arg)
+{
+	struct group *g = arg;
+
+	batch_reset(&g->spooled);
+	if (g->source && g->detour)
+		source_seek(g->source, detour_seq(g));
+}
+
+static const struct spool_ops spool_ops = { written, failed, flow_kick, check_folder };
+
+int detour_open(struct group *g)
+{
+	struct spool_owner o = { .key = g->key };
+	cleanup_free char *text = NULL;
+	cleanup_json vault = NULL;
+	const char *id;
+	char path[512];
+
+	if (snprintf(path, sizeof(path), "%s/vault.json", g->d->state_dir) < (int)sizeof(path) &&
+	    !file_read(path, FILE_MAX, &text, NULL, NULL))
+		vault = json_loads(text, 0, NULL);
+	id = json_string_value(json_object_get(vault, "host_id"));
+	snprintf(o.host_id, sizeof(o.host_id), "%s", id ? id : "");
+	if (gethostname(o.host, sizeof(o.host) - 1))
+		strcpy(o.host, "?");
+	memcpy(o.name, g->name, sizeof(o.name));
+	memcpy(o.group, g->pack.group, ASR_UUID_BYTES);
+	memcpy(o.stream, g->pack.stream, ASR_UUID_BYTES);
+	g->away_ns = now_ns();
+	return spool_open(g->d->loop, g->d->spool_dir, g->d->spool_max, &o, &g->pack, &spool_ops, g, &g->spool);
+}
+
+/* The first record that the ring still has, when asrd attaches to it */
+static void look_at_ring(struct group *g)
+{
+	struct asr_group_info info = { .index = 0 };
+
+	memcpy(info.name, g->name, sizeof(info.name));
+	g->ring_seq = source_first(g->source, &g->ring_is_new);
+	if (!g->ring_seq && !source_ioctl(g->source, ASR_IOC_GROUP_INFO, &info))
+		g->ring_seq = info.next_seq;
+}
+
+void detour_attached(struct group *g)
+{
+	g->attachment++;
+	look_at_ring(g);
+	batch_reset(&g->spooled);
+	if (spool_has_content(g->spool))
+		g->detour = true;
+	if (g->detour)
+		source_seek(g->source, detour_seq(g));
+}
+
+void detour_detached(struct group *g)
+{
+	batch_reset(&g->spooled);	/* its payload lies in the ring */
+}
+
+/* -------------------------------------------------------- to and fro */
+
+/* No resync, no verify: what they have begun is given back */
+static void pause_engines(struct group *g, const char *why)
+{
+	check_end(g, why);
+	resync_lost(g->resync);
+	compare_lost(g->compare);
+	batch_reset(&g->batch);
+}
+
+static void begin(struct group *g, const char *why)
+{
+	uint64_t used = source_head(g->source) - source_tail(g->source);
+
+	if (now_ns() < g->spool_retry_ns || spool_begin(g->spool))
+		return;
+	if (!g->spooling) {
+		struct why disk = { "" };
+
+		g->spooling = true;
+		if (group_save_state(g, &disk)) {
+			log_err("group %s: no use of the spool, its state file cannot be written: %s", g->name,
+				disk.text);
+			g->spooling = false;
+			g->spool_retry_ns = now_ns() + RETRY_NS;
+			return;
+		}
+	}
+	log_warn("group %s: ring -> spool: %s; %.0f%% of the ring are in use", g->name, why,
+		 (double)used * 100 / (double)source_bytes(g->source));
+	if (g->open) {
+		g->held_consistent = resync_consistent(g->resync);
+		pause_engines(g, "the vault does not keep up, and the records go to the spool");
+		g->last_seq = g->flight_count ?
+			g->flights[(g->flight_first + g->flight_count - 1) % FLIGHTS].last_seq : g->durable_seq;
+	}
+	spool_rewind(g->spool);
+	batch_reset(&g->spooled);
+	source_seek(g->source, detour_seq(g));
+	g->detour = true;
+	g->closing = false;
+}
+
+static void end(struct group *g)
+{
+	log_info("group %s: spool -> ring: all that was in the spool is shipped, up to sequence %llu", g->name,
+		 (unsigned long long)g->last_seq);
+	g->detour = g->closing = false;
+	batch_reset(&g->spooled);
+	source_seek(g->source, g->last_seq);
+	resync_open(g->resync, g->held_consistent, g->durable_frame);
+	flow_kick(g);
+}
+
+bool detour_wanted(struct group *g)
+{
+	uint64_t bytes = source_bytes(g->source), head = source_head(g->source), away = now_ns() - g->away_ns;
+	char text[80];
+
+	if (g->detour || g->pending || !spool_usable(g->spool))
+		return g->detour;
+	if (g->open) {
+		if (head - source_tail(g->source) > bytes / 2 && !flow_has_room(g))
+			begin(g, "the vault is slower than the writers");
+	} else if (head - source_pos(g->source) >= bytes / 4 || (away >= AWAY_NS && source_readable(g->source))) {
+		snprintf(text, sizeof(text), "the vault has been away for %.1f s", (double)away / 1e9);
+		begin(g, text);
+	}
+	return g->detour;
+}
+
+uint64_t detour_due(const struct group *g)
+{
+	if (g->detour)
+		return g->spooled.records ? g->spooled.due_ns : 0;
+	return !g->open && source_readable(g->source) ? g->away_ns + AWAY_NS : 0;
+}
+
+/* ------------------------------------------------------- ring -> spool */
+
+static int put(struct group *g)
+{
+	int r = spool_add(g->spool, &g->spooled, g->attachment);
+
+	if (!r)
+		batch_reset(&g->spooled);
+	return r;
+}
+
+/* One record: 1; 0: none; -EAGAIN: the spool takes none now; -EBADMSG */
+static int take(struct group *g)
+{
+	uint64_t before = source_pos(g->source);
+	struct asr_rec rec;
+	const uint8_t *payload;
+	int r = source_next(g->source, &rec, &payload);
+
+	if (r <= 0)
+		return r;
+	r = batch_add(&g->spooled, &rec, payload);
+	if (r == -ENOSPC && !(r = put(g)))
+		r = batch_add(&g->spooled, &rec, payload);
+	if (r) {
+		source_back(g->source, before);
+		return -EAGAIN;
+	}
+	if (g->spooled.records == 1)
+		g->spooled.due_ns = now_ns() + g->d->batch_delay_ns;
+	g->spooled.ring_end = source_pos(g->source);
+	g->spooled.ring_payload += rec.payload_bytes;
+	g->in_bytes += rec.payload_bytes;
+	if (rec.kind == ASR_KIND_DISK)
+		g->watch_ns = 0;	/* it may have left */
+	return 1;
+}
+
+static int fill(struct group *g)
+{
+	uint64_t share = source_pos(g->source) + SHARE_BYTES;
+	int r = -EAGAIN;
+
+	while (!g->closing && spool_usable(g->spool)) {
+		r = spool_has_room(g->spool) ? take(g) : -EAGAIN;
+		if (r <= 0)
+			break;
+		g->idle_rounds = 0;
+		if (source_pos(g->source) > share)
+			break;
+	}
+	if (g->spooled.records && (g->closing || now_ns() >= g->spooled.due_ns) && spool_usable(g->spool))
+		put(g);
+	spool_flush(g->spool);
+	return r;
+}
+
+/* ------------------------------------------------------ spool -> vault */
+
+static int ship(struct group *g, const struct frame_view *v, const uint8_t *plain)
+{
+	int r = 0;
+
+	for (uint32_t i = 0; i < v->hdr.records && !r; i++) {
+		const struct frame_rec *f = &v->recs[i];
+		const uint8_t *payload = wire_kind_has_payload(f->kind) ? plain + f->offset :
+					 wire_kind_has_meta(f->kind) ? v->meta + f->offset : NULL;
+		struct asr_rec rec = {
+			.seq = f->seq, .time_ns = f->time_ns, .sector = f->sector, .sectors = f->sectors,
+			.payload_bytes = f->bytes, .kind = f->kind, .disk = f->disk, .flags = f->flags,
+		};
+
+		if (f->seq <= g->last_seq)
+			continue;
+		r = flow_add(g, &rec, payload);
+		if (r)
+			break;
+		g->last_seq = f->seq;
+		if (!g->batch.ring_time_ns)
+			g->batch.ring_time_ns = f->time_ns;
+		g->batch.ring_payload += f->bytes;
+		flow_saw(g, &rec, payload);
+		if (f->kind >= ASR_KIND_STATE && batch_loses_consistency(&rec, payload))
+			g->held_consistent = false;
+	}
+	return r || !g->batch.records ? r : flow_send(g);
+}
+
+static void drain(struct group *g)
+{
+	struct frame_view v;
+	const uint8_t *plain;
+	struct why why = { "" };
+	int r = -EAGAIN;
+
+	while (g->open && flow_has_room(g) && (r = spool_read(g->spool, &v, &plain, &why)) == 1) {
+		if (ship(g, &v, plain))
+			return;	/* the connection is given up */
+		spool_pass(g->spool);
+	}
+	if (r < 0 && r != -EAGAIN)
+		detour_start_over(g, why.text[0] ? why.text : strerror(-r));
+}
+
+static uint64_t rest(const struct group *g)
+{
+	uint64_t bytes = source_bytes(g->source) / 8;
+
+	return bytes < REST_MIN ? REST_MIN : bytes > REST_MAX ? REST_MAX : bytes;
+}
+
+/* Hardly anything is left: the ring waits for it */
+static void finish(struct group *g)
+{
+	uint64_t unread = spool_unread(g->spool), used = source_head(g->source) - source_pos(g->source);
+
+	if (!unread && (!g->spooled.records || !spool_usable(g->spool)))
+		end(g);
+	else if (g->closing && used > source_bytes(g->source) / 2)
+		g->closing = false;
+	else if (!g->closing && unread <= rest(g) && used <= source_bytes(g->source) / 4)
+		g->closing = g->runnable = true;
+}
+
+int detour_run(struct group *g)
+{
+	int r = fill(g);
+
+	if (r == -EBADMSG || !g->open)
+		return r;
+	drain(g);
+	if (g->open && g->detour)
+		finish(g);
+	return r;
+}
+
+/* ----------------------------------------------------- the connection */
+
+/* The records behind the vault's last are neither in the ring nor in the spool */
+static bool is_torn(const struct group *g)
+{
+	return g->spooling && g->ring_seq > detour_seq(g) + 1 && !g->ring_is_new && !g->ring_judged;
+}
+
+int detour_opening(struct group *g, struct why *why)
+{
+	struct why reason = { "" };
+
+	if (!is_torn(g) || !spool_refused(g->spool, &reason))
+		return 0;
+	return why_set(why, EPERM, "records %llu to %llu are in the spool, and that cannot be used: %.250s. "
+		       "asrctl spool discard %s --yes %s gives them up and copies all disks again",
+		       (unsigned long long)g->durable_seq + 1, (unsigned long long)g->ring_seq - 1, reason.text,
+		       g->name, g->name);
+}
+
+bool detour_opened(struct group *g, bool consistent, bool vault_lost)
+{
+	bool torn = is_torn(g);
+
+	g->ring_judged = true;
+	g->held_consistent = consistent;
+	spool_forget(g->spool, g->durable_seq);
+	spool_rewind(g->spool);
+	if (g->over)
+		detour_start_over(g, "it was discarded");
+	else if (torn)
+		detour_start_over(g, "its end is missing");
+	else if (vault_lost && g->detour)
+		detour_start_over(g, "the vault has lost what came before it");
+	else
+		return g->detour;
+	return true;
+}
+
+void detour_closed(struct group *g)
+{
+	g->away_ns = now_ns();
+	if (!g->detour && spool_has_content(g->spool) && spool_last_seq(g->spool) > g->durable_seq) {
+		g->detour = true;	/* sent, but not acknowledged */
+		source_seek(g->source, detour_seq(g));
+	}
+	g->closing = false;
+	spool_rewind(g->spool);
+	flow_kick(g);
+}
+
+void detour_acked(struct group *g)
+{
+	spool_forget(g->spool, g->durable_seq);
+	if (g->spooling && !g->detour && !spool_has_content(g->spool)) {
+		g->spooling = false;
+		group_save_state(g, NULL);
+	}
+}
+
+/* The stream begins anew here: no disk is there until its record comes, all are dirty */
+void detour_start_over(struct group *g, const char *why)
+{
+	struct asr_rec rec = { .kind = ASR_KIND_STATE, .disk = ASR_DISK_NONE, .seq = g->last_seq,
+			       .time_ns = now_real_ns(), .payload_bytes = sizeof(struct asr_rec_state) };
+	struct asr_rec_state state = { ASR_STATE_CAPTURE, source_state(g->source), ASR_WHY_START, 0 };
+	int r;
+
+	log_err("group %s: the spool is given up: %s. All disks are copied again", g->name, why);
+	spool_discard(g->spool, NULL);
+	g->detour = g->closing = g->over = false;
+	batch_reset(&g->spooled);
+	flow_all_dirty(g);
+	r = flow_add(g, &rec, (const uint8_t *)&state);
+	rec.kind = ASR_KIND_DISK;
+	rec.payload_bytes = sizeof(struct asr_rec_disk);
+	for (rec.disk = 0; !r && rec.disk < ASR_DISKS_MAX; rec.disk++) {
+		struct asr_disk_info info = { .slot = rec.disk };
+		struct asr_rec_disk disk = { .flags = ASR_DISKF_DIRTY };
+
+		if (source_ioctl(g->source, ASR_IOC_DISK_INFO, &info) || !info.active)
+			continue;
+		disk.sectors = info.sectors;
+		memcpy(disk.name, info.name, sizeof(disk.name));
+		r = flow_add(g, &rec, (const uint8_t *)&disk);
+	}
+	if (!r && g->open)
+		resync_open(g->resync, false, g->durable_frame);
+	flow_kick(g);
+}
+
+int detour_discard(struct group *g, struct why *why)
+{
+	if (!spool_has_content(g->spool) && !spool_refused(g->spool, NULL))
+		return why_set(why, ENODATA, "the spool of group %s is empty", g->name);
+	if (g->open) {
+		if (!flow_has_room(g))
+			return why_set(why, EAGAIN, "the vault takes nothing at the moment: try again");
+		pause_engines(g, "the spool was discarded");
+		detour_start_over(g, "discarded by command");
+		return 0;
+	}
+	log_warn("group %s: the spool is discarded by command; all disks will be copied again", g->name);
+	g->over = true;
+	if (g->source)
+		flow_all_dirty(g);
+	flow_kick(g);
+	return spool_discard(g->spool, why);
+}
+
+json_t *detour_status(const struct group *g)
+{
+	json_t *s = g->spool ? spool_status(g->spool) : json_object();
+	const char *state = json_string_value(json_object_get(s, "state"));
+
+	if (state && (!strcmp(state, "in use") || (!strcmp(state, "empty") && g->detour)))
+		json_object_set_new(s, "state", json_string(g->open ? "draining" : "spooling"));
+	return s;
+}
