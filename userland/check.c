@@ -96,7 +96,8 @@ static const char *refusal(const struct group *g)
 	if (!g->open)
 		return "the vault is not connected, or does not take its stream: see asrctl status";
 	if (g->detour)
-		return "the vault does not keep up, and the records go through the spool: wait for its end (asrctl status)";
+		return "the records go through the spool, for the vault does not keep up: wait for the end of that "
+		       "(asrctl status)";
 	if (!resync_consistent(g->resync))
 		return "it is not consistent: a resync is under way or due. Wait for its end (asrctl status)";
 	return NULL;
