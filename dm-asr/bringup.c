@@ -136,6 +136,29 @@ static char *load(struct asr_intent *l, struct asr_target *t)
 	return NULL;
 }
 
+/*
+ * The history of a disk is found by its slot: it gets back the one that its log names, if
+ * nobody has that and nobody has seen it in the one it was given first.
+ */
+static void take_slot(struct asr_target *t, u64 slot)
+{
+	struct asr_group *g = t->group;
+	struct asr_disk *d = t->disk;
+
+	if (!slot || slot > ASR_DISKS_MAX)
+		return;
+	slot--;
+	mutex_lock(&asr_groups_mutex);
+	spin_lock_irq(&g->lock);
+	if (!d->live && !d->announce && d->targets == 1 && !g->disks[slot]) {
+		g->disks[d->slot] = NULL;
+		g->disks[slot] = d;
+		d->slot = slot;
+	}
+	spin_unlock_irq(&g->lock);
+	mutex_unlock(&asr_groups_mutex);
+}
+
 int asr_intent_ctr(struct asr_target *t, const char *path)
 {
 	struct dm_target *ti = t->ti;
@@ -147,8 +170,10 @@ int asr_intent_ctr(struct asr_target *t, const char *path)
 	}
 	t->intent = create(t->logdev->bdev);
 	ti->error = t->intent ? load(t->intent, t) : "out of memory";
-	if (!ti->error)
+	if (!ti->error) {
+		take_slot(t, le64_to_cpu(t->intent->dev.super.slot));
 		return 0;
+	}
 	destroy(t->intent);
 	dm_put_device(ti, t->logdev);
 	return -EINVAL;
@@ -240,6 +265,7 @@ static int begin(struct asr_target *t, struct asr_intent *n, bool fresh, bool do
 	struct asr_disk *d = t->disk;
 	struct asr_group *g = t->group;
 	int r = asr_logdev_reread(&n->dev);
+	bool moved;
 
 	if (r) {
 		DMERR("group %s disk %s: write-intent log %s %s; load the table again", g->name, d->name,
@@ -257,7 +283,12 @@ static int begin(struct asr_target *t, struct asr_intent *n, bool fresh, bool do
 		raise_seq_locked(g, le64_to_cpu(s->seq_high));
 		spin_unlock_irq(&g->lock);
 		le64_add_cpu(&s->generation, 1);
-		if (!fresh || doubt)
+		moved = s->slot && le64_to_cpu(s->slot) != d->slot + 1ULL;
+		if (moved)
+			DMWARN("group %s disk %s: slot %llu of the group is taken, it has %u now: all of it is compared",
+			       g->name, d->name, le64_to_cpu(s->slot) - 1, d->slot);
+		s->slot = cpu_to_le64(d->slot + 1ULL);
+		if (!fresh || doubt || moved)
 			restart(n);
 		else if (le32_to_cpu(s->flags) & ASR_LOGF_BROKEN)
 			asr_intent_want_all(n);

@@ -90,11 +90,38 @@ int flow_send(struct group *g)
 	return 0;
 }
 
+static int disk_dirty(struct group *g, const struct asr_disk_info *info)
+{
+	struct asr_dirty d = { .slot = info->slot };
+
+	d.count = (info->sectors + ASR_CHUNK_SECTORS - 1) / ASR_CHUNK_SECTORS;
+	return source_ioctl(g->source, ASR_IOC_DIRTY_SET, &d);
+}
+
+/*
+ * A disk comes into a slot that was another's, or nobody's as far as we know: a restore looks
+ * no further back than to here, so all of it is compared, whatever its write-intent log says.
+ */
+static void check_holder(struct group *g, const struct asr_rec *rec, const uint8_t *payload)
+{
+	struct asr_disk_info info = { .slot = rec->disk };
+	struct asr_rec_disk body;
+
+	memcpy(&body, payload, sizeof(body));
+	if (!body.sectors || !strncmp(g->holders[rec->disk], body.name, sizeof(body.name)) ||
+	    source_ioctl(g->source, ASR_IOC_DISK_INFO, &info) || strncmp(info.name, body.name, sizeof(body.name)))
+		return;
+	if (!disk_dirty(g, &info))
+		memcpy(g->holders[rec->disk], body.name, sizeof(body.name));
+}
+
 int flow_add(struct group *g, const struct asr_rec *rec, const uint8_t *payload)
 {
 	uint64_t now, delay = g->d->batch_delay_ns;
 	int r;
 
+	if (rec->kind == ASR_KIND_DISK)
+		check_holder(g, rec, payload);
 	r = batch_add(&g->batch, rec, payload);
 	if (r == -ENOSPC && !(r = flow_send(g)))
 		r = batch_add(&g->batch, rec, payload);
@@ -502,14 +529,25 @@ static int parse_open(struct group *g, json_t *p, uint8_t tag[ASR_TAG_BYTES], ui
 
 void flow_all_dirty(struct group *g)
 {
-	for (uint32_t slot = 0; slot < ASR_DISKS_MAX; slot++) {
-		struct asr_disk_info info = { .slot = slot };
-		struct asr_dirty d = { .slot = slot };
+	struct asr_disk_info info = { .slot = 0 };
 
-		if (source_ioctl(g->source, ASR_IOC_DISK_INFO, &info))
-			continue;
-		d.count = (info.sectors + ASR_CHUNK_SECTORS - 1) / ASR_CHUNK_SECTORS;
-		source_ioctl(g->source, ASR_IOC_DIRTY_SET, &d);
+	for (; info.slot < ASR_DISKS_MAX; info.slot++)
+		if (!source_ioctl(g->source, ASR_IOC_DISK_INFO, &info))
+			disk_dirty(g, &info);
+}
+
+/* Whose history the vault has in which slot, as of the stream's end */
+static void read_holders(struct group *g, const json_t *p)
+{
+	json_t *disk;
+	size_t i;
+
+	json_array_foreach(json_object_get(p, "disks"), i, disk) {
+		json_int_t slot = json_integer_value(json_object_get(disk, "slot"));
+		const char *name = json_string_value(json_object_get(disk, "name"));
+
+		if (name && slot >= 0 && slot < ASR_DISKS_MAX)
+			snprintf(g->holders[slot], sizeof(g->holders[slot]), "%s", name);
 	}
 }
 
@@ -548,6 +586,7 @@ static void opened(int err, json_t *p, const struct why *why, void *arg)
 		return;
 	}
 	flow_trouble(g, "%s", "");
+	read_holders(g, p);
 	g->open = true;
 	g->flight_first = g->flight_count = 0;
 	g->idle_rounds = 0;

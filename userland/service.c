@@ -337,6 +337,7 @@ static void slot_open(struct client *c, struct slot *s)
 	struct why why;
 	json_int_t id = s->waits;
 	char tag[2 * ASR_TAG_BYTES + 1];
+	json_t *disks;
 	int ret;
 
 	ret = ingest_open(c->sv->a.ingest, s->group, s->uuid, &ingest_ops, c, &s->stream, &why);
@@ -350,9 +351,13 @@ static void slot_open(struct client *c, struct slot *s)
 	}
 	st = ingest_state(s->stream);
 	hex_encode(st->last_tag, ASR_TAG_BYTES, tag);
-	reply(c, id, json_pack("{s:I, s:I, s:s, s:b, s:I}", "frame_no", (json_int_t)st->next_frame_no - 1,
+	disks = json_array();
+	for (uint32_t i = 0; i < st->disks; i++)
+		json_array_append_new(disks, json_pack("{s:i, s:s}", "slot", (int)st->disk[i].disk, "name",
+						       st->disk[i].name));
+	reply(c, id, json_pack("{s:I, s:I, s:s, s:b, s:I, s:o}", "frame_no", (json_int_t)st->next_frame_no - 1,
 			       "last_seq", (json_int_t)st->last_seq, "last_tag", tag, "consistent",
-			       st->consistent, "generation", (json_int_t)s->generation));
+			       st->consistent, "generation", (json_int_t)s->generation, "disks", disks));
 }
 
 static void stream_open(struct client *c, json_int_t id, json_t *p)

@@ -470,6 +470,7 @@ struct group {
 	bool was_consistent;		/* ever */
 	bool spooling;			/* there may be records in the spool */
 
+	char holders[ASR_DISKS_MAX][ASR_NAME_BYTES];	/* of the slots, in the stream as far as it was emitted */
 	struct source *source;		/* NULL: not attached */
 	struct compare *compare;	/* both live and die with source */
 	struct resync *resync;

@@ -189,7 +189,8 @@ struct map_extent {
  * group.delete  {group} -> {}. Forgets the source; history stays.
  * stream.open   {group, stream, generation}
  *               -> {frame_no, last_seq, last_tag (hex), consistent (bool),
- *                   generation}: what is durable. Frames go on at frame_no + 1.
+ *                   generation, disks: [{slot, name}]}: what is durable. Frames go on
+ *                   at frame_no + 1.
  *               Errors: unknown-group, not-allowed, fenced (generation too old).
  * digest.map    {stream, disk (slot), name, sector, sectors (1 to MAP_SECTORS_MAX)}
  *               -> MSG_MAP, then {}: as of all frames of the stream that were sent

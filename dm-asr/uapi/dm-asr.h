@@ -209,7 +209,9 @@ struct asr_log_super {
 	__le64 generation;	/* +1 each time the disk is brought up with this log */
 	__le64 durable_seq;	/* every record of the group up to it is durable at the vault */
 	__le64 seq_high;	/* no record of the group had a greater number when this was written */
-	__le64 reserved[8];
+	__le64 slot;		/* that the disk had in the group, + 1; 0: none yet. In another
+				   one its history at the vault is not found: all is set then */
+	__le64 reserved[7];
 	__le64 checksum;	/* XXH64 of all before it, seed 0 */
 };
 #define ASR_LOGF_OPEN		0x1	/* in use; still set at the next start: no clean end */
