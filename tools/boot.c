@@ -540,6 +540,7 @@ static int bring_up(const struct boot *b, const char *group, json_t *disk, const
 		err = insert_one(group, disk, p, log, why);
 	if (err)
 		return err;
+	boot_release(disk, true);
 	if (json_object_get(disk, "log") && !b->root)
 		note_generation(b, group, disk, log->path, log->l.generation);
 	tell(b, false, "group %s, disk %s: %s is protected again%s%s", group, text_of(disk, "name"), p->path,
@@ -587,7 +588,6 @@ static enum outcome one(const struct boot *b, const char *group, json_t *disk, s
 		log_undo(&log);
 		return give_up(b, group, disk, why, err);
 	}
-	boot_release(disk, true);
 	return BOOT_DONE;
 }
 
