@@ -37,9 +37,12 @@ rm -rf "$R"/usr/share/{doc,man,locale,info} "$R"/var/cache/* "$R"/var/lib/apt/li
 cp "$K/boot/vmlinuz-$KV" "$R/boot/"
 cp "$K/boot/config-$KV" "$R/boot/"
 mkdir -p "$R/lib/modules/$KV/updates"
-for m in kernel/{arch,block,crypto,lib,mm,fs/{ext4,jbd2,nls,fat},drivers/{md,virtio,block,char,net/virtio_net.ko}} kernel/virt kernel/fs/mbcache.ko \
+for m in kernel/{arch,block,crypto,lib,mm,fs/{ext4,jbd2,nls,fat},drivers/{md,virtio,block,char,net/virtio_net.ko}} \
+	kernel/virt kernel/fs/mbcache.ko \
 	kernel/net/core kernel/drivers/net/net_failover.ko modules.{order,builtin,builtin.modinfo}; do
-	[ ! -e "$K/lib/modules/$KV/$m" ] || { mkdir -p "$R/lib/modules/$KV/$(dirname "$m")"; cp -r "$K/lib/modules/$KV/$m" "$R/lib/modules/$KV/$m"; }
+	[ -e "$K/lib/modules/$KV/$m" ] || continue
+	mkdir -p "$R/lib/modules/$KV/$(dirname "$m")"
+	cp -r "$K/lib/modules/$KV/$m" "$R/lib/modules/$KV/$m"
 done
 strip --strip-debug -o "$R/lib/modules/$KV/updates/dm-asr.ko" "$ASR_TOP/build/module/6.1/dm-asr.ko"
 make -s -C "$ASR_TOP" install DESTDIR="$R" > "$VM_OUT/install.log" 2>&1 || fail "make install: $(tail -n 3 "$VM_OUT/install.log")"
@@ -140,7 +143,7 @@ debugfs -R "dump /stamps $W/stamps" "$VM_OUT/replica-data.img" 2> /dev/null
 vm_start_root replica "$VM_OUT/replica.img" "${cpu[@]}" --kernel "$VM_OUT/vmlinuz" --initrd "$VM_OUT/initrd" --mem 1024 \
 	--append "root=/dev/vda ro" --disk "$VM_OUT/replica-data.img"
 vm_up replica 600
-vm_exec replica -t 120 'systemctl is-active multi-user.target; findmnt -no SOURCE,FSTYPE / /data; asrctl disk log show /dev/d0 2>&1 | head -n 1'
+vm_exec replica -t 120 'systemctl is-active multi-user.target; findmnt -no SOURCE,FSTYPE /' || fail "the replica is not up"
 vm_exec replica -t 60 'findmnt -n /data' || fail "the replica has no /data"
 vm_off replica 300
 rm -f "$VM_OUT"/*.img "$VM_OUT"/*.ext4

@@ -17,7 +17,13 @@ drained() {
 	grep -q '"consistent": *true' <<< "$j" && grep -q '"rpo_bytes": *0\b' <<< "$j" &&
 		grep -q '"missing": *\[\]' <<< "$j"
 }
-await_drained() { retry_until "$1" drained || { asrctl status; asrctl disk list; journalctl -b -u asrd --no-pager | tail -n 20; fail "does not drain"; }; }
+await_drained() {
+	retry_until "$1" drained && return 0
+	asrctl status
+	asrctl disk list
+	journalctl -b -u asrd --no-pager | tail -n 20
+	fail "does not drain"
+}
 
 protect_all() {
 	systemctl start asrd || fail "asrd does not start"
@@ -48,8 +54,8 @@ stamps_on() {
 	# Nothing of an earlier boot's; and once written, O_DIRECT writes go to its blocks at once.
 	dd if=/dev/zero of=/data/stamps bs=1M count=8 oflag=direct conv=fsync,notrunc status=none
 	rm -f /run/stamp.log
-	LD_LIBRARY_PATH=/asr/lib setsid /asr/bin/asr-stamp --log /dev/virtio-ports/stamplog --threads 2 --rate 40 --max-bytes 16384 --seconds 0 \
-		/data/stamps > /run/stamp.log 2>&1 < /dev/null &
+	LD_LIBRARY_PATH=/asr/lib setsid /asr/bin/asr-stamp --log /dev/virtio-ports/stamplog --threads 2 --rate 40 \
+		--max-bytes 16384 --seconds 0 /data/stamps > /run/stamp.log 2>&1 < /dev/null &
 	echo $! > /run/stamp.pid
 }
 stamps_off() {
