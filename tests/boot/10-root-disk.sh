@@ -75,7 +75,7 @@ truncate -s 64M "$VM_OUT/d2.img"
 
 site_up
 # Emulated, `rep stosb` to a page that held code is slow beyond all patience on a busy host.
-cpu=(--qemu -cpu --qemu max,-erms)
+cpu=(--qemu -cpu --qemu "max,-erms")
 boot() { # NAME
 	vm_start_root "$1" "$DISK" "${cpu[@]}" --kernel "$VM_OUT/vmlinuz" --initrd "$VM_OUT/initrd" --mem 1024 --net \
 		--append "root=/dev/mapper/vg0-root ro" --disk "$VM_OUT/d0.img" --disk "$VM_OUT/d1.img" --disk "$VM_OUT/d2.img" \
