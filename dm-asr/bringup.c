@@ -285,7 +285,7 @@ static int begin(struct asr_target *t, struct asr_intent *n, bool fresh, bool do
 		le64_add_cpu(&s->generation, 1);
 		moved = s->slot && le64_to_cpu(s->slot) != d->slot + 1ULL;
 		if (moved)
-			DMWARN("group %s disk %s: slot %llu of the group is taken, it has %u now: all of it is compared",
+			DMWARN("group %s disk %s: slot %llu of the group is taken, it has %u now: all is compared",
 			       g->name, d->name, le64_to_cpu(s->slot) - 1, d->slot);
 		s->slot = cpu_to_le64(d->slot + 1ULL);
 		if (!fresh || doubt || moved)

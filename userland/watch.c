@@ -115,8 +115,8 @@ static void reason_of(json_t *disk, char *out, size_t bytes)
 	} else {
 		dm_name(block, now, sizeof(now));
 		list_slaves(block, slaves, sizeof(slaves));
-		snprintf(out, bytes, "the table of /dev/mapper/%s was replaced, by LVM or by hand; it lies on %s now, and "
-			 "what is written to it is not captured", now, *slaves ? slaves : "nothing");
+		snprintf(out, bytes, "the table of /dev/mapper/%s was replaced, by LVM or by hand; it lies on %s now, "
+			 "and what is written to it is not captured", now, *slaves ? slaves : "nothing");
 	}
 }
 
