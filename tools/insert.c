@@ -33,9 +33,11 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <time.h>
 
 #define ORIGIN_SUFFIX	"-asr-origin"
 #define UUID_PREFIX	"ASR-"
+#define ORIGIN_TRIES	75		/* 15 s for whoever still reads the old origin */
 
 static const char *const stateless[] = {
 	"linear", "striped", "crypt", "multipath", "error", "zero", "delay", "flakey",
@@ -143,20 +145,26 @@ static void origin_uuid(const struct dm_device *x, char uuid[DM_NAME_BYTES + 8])
 static int check_origin(const struct dm_device *x, const char *origin, struct why *why)
 {
 	char uuid[DM_NAME_BYTES + 8], name[DM_NAME_BYTES];
+	const struct timespec pause = { .tv_nsec = 200000000 };
+	bool ours, used;
 	struct dm_device old;
-	bool ours;
-	int err;
+	int err, tries = 0;
 
 	/* x may have been renamed since: then it is named after the old name */
 	origin_uuid(x, uuid);
 	if (dm_find_uuid(uuid, name))
 		snprintf(name, sizeof(name), "%.127s", origin);
-	err = dm_read(name, &old, NULL);
-	if (err)
-		return 0;
-	ours = !strncmp(old.uuid, UUID_PREFIX, strlen(UUID_PREFIX)) && !old.open_count;
-	dm_forget(&old);
-	if (!ours)
+	do {
+		err = dm_read(name, &old, NULL);
+		if (err)
+			return 0;
+		ours = !strncmp(old.uuid, UUID_PREFIX, strlen(UUID_PREFIX));
+		used = old.open_count > 0;
+		dm_forget(&old);
+		if (ours && used)	/* asrd lets it go when it sees that the disk has left */
+			nanosleep(&pause, NULL);
+	} while (ours && used && ++tries < ORIGIN_TRIES);
+	if (!ours || used)
 		return why_set(why, EEXIST, "a device %s exists and is in use", name);
 	return dm_remove(name, why);
 }

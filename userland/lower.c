@@ -67,16 +67,16 @@ int lower_open(struct lowers *l, uint32_t slot)
 		return -ENODEV;
 	if (w->fd >= 0 && w->dev != dev)
 		close_one(w);
-	/* first seen now: its record stands somewhere before the head */
-	if (strncmp(w->name, info.name, sizeof(info.name))) {
+	/* first seen now, or with another size: its record stands somewhere before the head */
+	if (strncmp(w->name, info.name, sizeof(info.name)) || w->sectors != info.sectors) {
 		memcpy(w->name, info.name, sizeof(info.name));
+		w->sectors = info.sectors;
 		w->pos = source_head(l->source);
 	}
 	if (source_pos(l->source) < w->pos)
 		return -EAGAIN;
 	w->dev = dev;
 	w->start = info.start_sector;
-	w->sectors = info.sectors;
 	if (w->fd < 0) {
 		const char *file = source_disk_file(l->source, slot);
 
@@ -92,6 +92,18 @@ void lower_close(struct lowers *l)
 {
 	for (int i = 0; i < ASR_DISKS_MAX; i++)
 		close_one(&l->disk[i]);
+}
+
+bool lower_is_gone(struct lowers *l, uint32_t slot)
+{
+	struct asr_disk_info info = { .slot = slot };
+
+	return l->disk[slot].fd >= 0 && (source_ioctl(l->source, ASR_IOC_DISK_INFO, &info) || !info.active);
+}
+
+void lower_let_go(struct lowers *l, uint32_t slot)
+{
+	close_one(&l->disk[slot]);
 }
 
 void lower_forget(struct lowers *l)

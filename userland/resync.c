@@ -53,6 +53,21 @@ static void release(struct resync *r)
 	r->buffers = NULL;
 }
 
+/* Who puts a disk back in must find the device that was below it closed. Not under a read: its
+   number might be another file's before it is submitted. */
+void resync_let_go(struct resync *r)
+{
+	for (uint32_t slot = 0; slot < ASR_DISKS_MAX; slot++) {
+		bool reads = false;
+
+		for (int i = 0; i < PARTS; i++)
+			reads |= (r->parts[i].state == READING || r->parts[i].state == STUCK) &&
+				 r->parts[i].slot == slot;
+		if (!reads && lower_is_gone(&r->lowers, slot))
+			lower_let_go(&r->lowers, slot);
+	}
+}
+
 static void free_all(struct resync *r)
 {
 	release(r);

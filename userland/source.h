@@ -237,6 +237,9 @@ void lower_init(struct lowers *l, struct source *source);
 /* -ENODEV: no table has it now; -EAGAIN: its DISK record was not consumed yet */
 int lower_open(struct lowers *l, uint32_t slot);
 void lower_close(struct lowers *l);
+/* Is the slot's device still open here, and its disk no longer in the kernel? */
+bool lower_is_gone(struct lowers *l, uint32_t slot);
+void lower_let_go(struct lowers *l, uint32_t slot);
 void lower_forget(struct lowers *l);	/* the ring is read again from what is durable */
 
 /* --------------------------------------------------------- spoolfile.c */
@@ -375,6 +378,8 @@ void resync_destroy(struct resync *r);		/* freed when its last read has ended */
 void resync_want(struct resync *r);
 /* The stream was opened, durable up to this frame, which is consistent or not. */
 void resync_open(struct resync *r, bool consistent, uint64_t frame_no);
+/* Disks that have left: what was below them is closed. */
+void resync_let_go(struct resync *r);
 /* The connection is gone: what was taken and is not durable becomes dirty. */
 void resync_lost(struct resync *r);
 enum resync_go resync_step(struct resync *r, bool readable);

@@ -181,6 +181,7 @@ void watch_group(struct group *g, uint64_t now)
 	if (!g->source || source_is_file(g->source) || now < g->watch_ns)
 		return;
 	g->watch_ns = now + LOOK_NS;
+	resync_let_go(g->resync);
 	if (remember_list(g->d->state_dir, g->name, &disks, NULL))
 		return;
 	rows = json_array();

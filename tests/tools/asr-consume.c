@@ -58,32 +58,35 @@ struct disk_state {
 	int slot;
 };
 
-/* The disk came, changed its size, or went. What a larger size adds is not known yet. */
-static void resize(struct disk_state *d, uint64_t sectors)
+static void have_room(struct disk_state *d, uint64_t sectors)
 {
-	if (!sectors)
-		d->slot = -1;
-	if (sectors > d->sectors) {
-		d->data = realloc(d->data, sectors * 512);
-		d->undefined = realloc(d->undefined, sectors);
-		if (!d->data || !d->undefined)
-			die("memory");
-		memset(d->data + d->sectors * 512, 0, (sectors - d->sectors) * 512);
-		memset(d->undefined + d->sectors, 0, sectors - d->sectors);
-		d->sectors = sectors;
-	}
-	d->size = sectors;
+	if (sectors <= d->sectors)
+		return;
+	d->data = realloc(d->data, sectors * 512);
+	d->undefined = realloc(d->undefined, sectors);
+	if (!d->data || !d->undefined)
+		die("memory");
+	memset(d->data + d->sectors * 512, 0, (sectors - d->sectors) * 512);
+	memset(d->undefined + d->sectors, 0, sectors - d->sectors);
+	d->sectors = sectors;
 }
 
 static void apply(struct disk_state *d, const struct asr_rec *rec, const unsigned char *payload)
 {
 	const struct asr_rec_disk *p = (const void *)payload;
 
-	if (rec->kind == ASR_KIND_DISK && rec->disk == d->slot)
-		resize(d, p->sectors);
+	/* it came, changed its size, or went; what a larger size adds is not known yet */
+	if (rec->kind == ASR_KIND_DISK && rec->disk == d->slot) {
+		have_room(d, p->sectors);
+		d->size = p->sectors;
+		d->slot = p->sectors ? d->slot : -1;
+	}
 	if (rec->state != ASR_REC_COMMITTED || rec->disk != d->slot || !rec->sectors)
 		return;
-	if (rec->sector + rec->sectors > d->size)
+	/* this consumer may sync what a growth has added before it reads the record of the growth */
+	if (rec->kind == KIND_SYNC)
+		have_room(d, rec->sector + rec->sectors);
+	else if (rec->sector + rec->sectors > d->size)
 		die("record beyond the disk: sector %llu", (unsigned long long)rec->sector);
 	memset(d->undefined + rec->sector, rec->kind == ASR_KIND_DISCARD, rec->sectors);
 	if (rec->kind == ASR_KIND_ZEROES)
