@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # A log that is not the disk's own is refused with a text that says why, and is not written; the line loads again.
-DISKS='24 8'
+SERIES=6.1 DISKS='24 8'
 # shellcheck source=tests/module/host.sh
 . "$(dirname "$0")/host.sh" 2>/dev/null || . /asr/in/host.sh
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # K8: the log names what may differ: set before the write, dirty after a return, cleared when durable; clean at a clean end.
 # timeout: 1300
-DISKS='64 8' VM_TIMEOUT=600
+SERIES=6.12 DISKS='64 8' VM_TIMEOUT=600
 # shellcheck source=tests/module/host.sh
 . "$(dirname "$0")/host.sh" 2>/dev/null || . /asr/in/host.sh
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Under load: suspend, reload, grow, a log that fails, hangs, is taken away or comes: no write fails, nothing is lost.
 # timeout: 1800
-DISKS='64 8 8' VM_TIMEOUT=850
+SERIES=6.1 DISKS='64 8 8' VM_TIMEOUT=850
 # shellcheck source=tests/module/host.sh
 . "$(dirname "$0")/host.sh" 2>/dev/null || . /asr/in/host.sh
 

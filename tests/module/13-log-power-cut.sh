@@ -24,7 +24,7 @@ fi
 # shellcheck source=tests/vm/vm.sh
 . "$(dirname "$0")/../vm/vm.sh"
 mkdir -p "$VM_OUT"
-for series in ${ASR_SERIES:-6.1 6.12}; do
+for series in ${ASR_SERIES:-6.12}; do
 	d=$VM_OUT/$series
 	rm -f "$d".*.img
 	truncate -s 256M "$d.data.img"

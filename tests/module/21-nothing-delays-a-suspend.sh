@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # timeout: 1200
 # No suspend waits for the ring nor for a hold; whole-disk zeroes, discards and NOWAIT meet a full ring and stay right.
-VM_TIMEOUT=1100 DISKS='24 24'
+SERIES=6.12 VM_TIMEOUT=1100 DISKS='24 24'
 # shellcheck source=tests/module/host.sh
 . "$(dirname "$0")/host.sh" 2>/dev/null || . /asr/in/host.sh
 

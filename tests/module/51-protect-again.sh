@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # timeout: 1200
 # What was protected is protected again; a log that cannot be believed is refused with the command that resolves it.
-DISKS="64 16 16" MEM=1024
+SERIES=6.1 DISKS="64 16 16" MEM=1024
 # shellcheck source=tests/module/host.sh
 . "$(dirname "$0")/host.sh" 2>/dev/null || . /asr/in/host.sh
 

@@ -5,7 +5,8 @@
 # half, too: sourced on the host it boots each kernel with that file as script
 # and ends; sourced in the guest it gives the words of guest.sh.
 #
-# DISKS (MiB, one word per disk) and MEM (MiB) may be set before it is sourced.
+# DISKS (MiB, one word per disk) and MEM (MiB) may be set before it is sourced, and SERIES
+# where one kernel has to do: a long test, run on all of them by `make check-kernels`.
 
 if [ -n "${ASR_GUEST:-}" ]; then
 	# shellcheck source=tests/module/guest.sh
@@ -18,7 +19,7 @@ fi
 
 opts=()
 mkdir -p "$VM_OUT"
-for series in ${ASR_SERIES:-6.1 6.12}; do
+for series in ${ASR_SERIES:-${SERIES:-6.1 6.12}}; do
 	opts=(--script "$0" --add "$ASR_TOP/tests/module/guest.sh" --add "$ASR_TOP/tests/module/host.sh"
 		--mem "${MEM:-768}")
 	n=0
