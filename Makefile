@@ -32,7 +32,7 @@ MAN	:= $(patsubst docs/%.scd,$(B)/man/%,$(wildcard docs/*.scd))
 
 .PHONY: all help setup deps kernels modules userland tests units check check-fs check-kernels demo bench bench-kernel \
 	bench-pipeline bench-resync bench-rpo fuzz fuzz-build style man install dkms-install \
-	deb check-deb check-boot clean
+	deb check-deb check-boot soak-cuts clean
 .DEFAULT_GOAL := all
 
 all: userland man		## build the daemons, asrctl and the man pages
@@ -131,6 +131,11 @@ check-boot: deps		## a Debian whose root disk is protected: power cuts, reboots,
 	@tests/setup.sh packaging
 	@$(MAKE) --no-print-directory SERIES=6.1 modules userland tests man
 	@tests/run boot/
+
+CUTS ?= 200
+soak-cuts: deps			## CUTS= power cuts of one host with log, spool and outages, each return judged
+	@$(MAKE) --no-print-directory SERIES=6.1 modules userland tests
+	@CUTS=$(CUTS) tests/run soak/
 
 clean:				## remove what was built, keep the unpacked kernels
 	rm -rf $(B)/userland $(B)/tools $(B)/tests $(B)/fuzz $(B)/fuzzobj $(B)/man $(B)/module \

@@ -92,7 +92,7 @@ points() { # N
 		END { for (i = 0; i < n && total; i++) {
 			r = int(rand() * total)
 			for (w = 1; r >= size[w]; w++) r -= size[w]
-			print "seq:" from[w] + r } }' "$W/windows" | sort -t: -k2n -u
+			printf "seq:%.0f\n", from[w] + r } }' "$W/windows" | sort -t: -k2n -u
 	# the ends of the windows are where something happened
 	awk 'NR <= 5 { print "seq:" $2 }' "$W/windows"
 }
