@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # timeout: 1200
 # Under load, disk and copy stay equal over suspend, reload, move, grow, shrink, rename, other names, removal.
-VM_TIMEOUT=1100 DISKS='40 40'
+SERIES=6.12 VM_TIMEOUT=1100 DISKS='40 40'
 # shellcheck source=tests/module/host.sh
 . "$(dirname "$0")/host.sh" 2>/dev/null || . /asr/in/host.sh
 

@@ -3,7 +3,7 @@
 # timeout: 1200
 # ext4 and xfs under random file operations, each read checked: what is captured is what is on the disk, and is clean.
 # A minute of `make check-fs`, which runs the many.
-VM_TIMEOUT=1100 DISKS='48 320' MEM=1024
+SERIES=6.12 VM_TIMEOUT=1100 DISKS='48 320' MEM=1024
 # shellcheck source=tests/module/host.sh
 . "$(dirname "$0")/host.sh" 2>/dev/null || . /asr/in/host.sh
 

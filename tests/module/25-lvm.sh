@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # timeout: 1500
 # LVM gives a volume its own table back: the disk leaves aloud each time, and comes back wholly dirty; the copy is right.
-VM_TIMEOUT=1100 DISKS='64 64' MEM=1024
+SERIES=6.12 VM_TIMEOUT=1100 DISKS='64 64' MEM=1024
 # shellcheck source=tests/module/host.sh
 . "$(dirname "$0")/host.sh" 2>/dev/null || . /asr/in/host.sh
 
