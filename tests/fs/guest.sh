@@ -7,6 +7,7 @@
 # run; the host makes the table. A test that fails on both is a fact about the test and this
 # kernel; one that fails on asr alone is a bug of ours.
 
+# shellcheck disable=SC2034
 DISKS='1 1'
 # shellcheck source=tests/module/guest.sh
 . /asr/in/guest.sh

@@ -178,24 +178,28 @@ vm_start() {
 	fi
 	od -An -N8 -tx8 /dev/urandom | tr -d ' ' >"$dir/token"
 	append+=" asr.token=$(cat "$dir/token")"
-	# An emulated machine now and then ends in its firmware or early boot, long before
-	# anything of this project runs: that is no result, so it is started again, aloud.
-	for n in 1 2 3; do
+	# An emulated machine now and then ends or stands still in its firmware or early boot, long
+	# before anything of this project runs: that is no result, so it is started again, aloud.
+	for n in 1 2 3 4; do
 		vm_qemu "$name" "$dir" "$mem" "$append" "${args[@]}"
 		vm_begins "$name" && return 0
 		wait "${VM_PID[$name]}" 2>/dev/null
 		unset "VM_PID[$name]"
-		echo "VM $name ended before its script began (attempt $n); its last words:"
+		echo "VM $name did not come to its script (attempt $n); its last words:"
 		tail -n 3 "$dir/console.log" "$dir/qemu.log"
 	done
 	fail "VM $name does not boot"
 }
 
-# Its script has begun (or is long in coming: whoever waits for it will say so); 1: it has ended before
+# Its script has begun; 1: it has ended before, or stands still, as one boot in some dozens does
 vm_begins() {
-	local end=$((SECONDS + 180))
-	while [ $SECONDS -lt $end ] && ! grep -q '^start ' "$VM_OUT/$1/result"; do
+	local end=$((SECONDS + 90 * ${ASR_SLOW:-1}))
+	while ! grep -q '^start ' "$VM_OUT/$1/result"; do
 		vm_alive "$1" || return 1
+		if [ $SECONDS -ge $end ]; then
+			kill -9 "${VM_PID[$1]}"
+			return 1
+		fi
 		sleep 0.1
 	done
 	return 0
