@@ -196,4 +196,5 @@ for ((n = 0; n <= CUTS; n++)); do
 	cp "$S/stamplog" "$W/b$n.stamplog"
 	bytes=$(($(log_bytes "$VM_OUT/log0.img") + $(log_bytes "$VM_OUT/log1.img")))
 done
-say "$CUTS power cuts: $TOTAL points judged, no violation; $EQUAL times the copy was compared with the disks, $BOUNDED times the bytes shipped with what differs"
+say "$CUTS power cuts: $TOTAL points judged, no violation"
+say "$EQUAL times the copy was compared with the disks, $BOUNDED times the bytes shipped with what differs"
