@@ -32,7 +32,7 @@ MAN	:= $(patsubst docs/%.scd,$(B)/man/%,$(wildcard docs/*.scd))
 
 .PHONY: all help setup deps kernels modules userland tests units check check-fs check-kernels demo bench bench-kernel \
 	bench-pipeline bench-resync bench-rpo fuzz fuzz-build style man install dkms-install \
-	deb check-deb check-boot soak-cuts clean
+	deb check-deb check-boot check-more soak-cuts clean
 .DEFAULT_GOAL := all
 
 all: userland man		## build the daemons, asrctl and the man pages
@@ -131,6 +131,9 @@ check-boot: deps		## a Debian whose root disk is protected: power cuts, reboots,
 	@tests/setup.sh packaging
 	@$(MAKE) --no-print-directory SERIES=6.1 modules userland tests man
 	@tests/run boot/
+
+check-more: deps		## make check with its longer tests, and those on all kernels it has
+	@MORE=1 ASR_SERIES="$(SERIES)" $(MAKE) --no-print-directory check
 
 CUTS ?= 200
 soak-cuts: deps			## CUTS= power cuts of one host with log, spool and outages, each return judged

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
+# make check-more
 # timeout: 1800
 # LVM pushes asr out of a busy volume: asrd says so, status says why, `asrctl boot` restores protection under
 # whatever name the volume has then, and the copy is what the volume is.

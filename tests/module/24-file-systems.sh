@@ -1,5 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
+# make check-more
 # timeout: 1200
 # ext4 and xfs under random file operations, each read checked: what is captured is what is on the disk, and is clean.
 # A minute of `make check-fs`, which runs the many.

@@ -1,5 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
+# make check-more
 # timeout: 1500
 # LVM gives a volume its own table back: the disk leaves aloud each time, and comes back wholly dirty; the copy is right.
 SERIES=6.12 VM_TIMEOUT=1100 DISKS='64 64' MEM=1024
