@@ -43,6 +43,7 @@
 
 #define AWAY_NS		5000000000ull	/* a vault that comes back sooner costs no file */
 #define RETRY_NS	10000000000ull
+#define SPOOL_DELAY_NS	250000000ull	/* nobody waits for these: full frames, which drain fast */
 #define SHARE_BYTES	(8u << 20)	/* of ring, in a turn */
 #define REST_MIN	(256ull << 10)
 #define REST_MAX	(8ull << 20)
@@ -278,7 +279,7 @@ static int take(struct group *g)
 		return -EAGAIN;
 	}
 	if (g->spooled.records == 1)
-		g->spooled.due_ns = now_ns() + g->d->batch_delay_ns;
+		g->spooled.due_ns = now_ns() + SPOOL_DELAY_NS;
 	g->spooled.ring_end = source_pos(g->source);
 	g->spooled.ring_payload += rec.payload_bytes;
 	g->in_bytes += rec.payload_bytes;
