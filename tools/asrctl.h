@@ -114,7 +114,6 @@ int dm_have_target(const char *type);		/* 1, 0 or -errno */
 int dm_create(const char *name, const char *uuid, const struct dm_device *table, struct dm_device *made,
 	      struct why *why);
 int dm_load(const char *name, const struct dm_device *table, struct why *why);
-int dm_clear(const char *name, struct why *why);		/* drops a loaded table */
 int dm_resume(const char *name, struct why *why);	/* swaps a loaded table in */
 int dm_remove(const char *name, struct why *why);	/* deferred when somebody has it open */
 int dm_message(const char *name, const char *text, struct why *why);	/* to its first target */

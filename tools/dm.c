@@ -340,18 +340,6 @@ int dm_load(const char *name, const struct dm_device *table, struct why *why)
 	return err;
 }
 
-int dm_clear(const char *name, struct why *why)
-{
-	struct dm_task *t = task(DM_DEVICE_CLEAR, name);
-	int err;
-
-	if (!t)
-		return no_task("clear", name, why);
-	err = run(t, "drop the waiting table of", name, why);
-	dm_task_destroy(t);
-	return err;
-}
-
 int dm_resume(const char *name, struct why *why)
 {
 	struct dm_task *t = task(DM_DEVICE_RESUME, name);

@@ -206,9 +206,7 @@ static int insert(const struct dm_device *x, const char *origin, const struct as
 	err = asr_table(&table, x->sectors, made.major, made.minor, x->read_only, line);
 	if (!err)
 		err = dm_load(x->name, &table, why);
-	if (err) {
-		dm_clear(x->name, NULL);
-	} else {
+	if (!err) {	/* else nothing was loaded, and nothing is to be cleared */
 		err = dm_resume(x->name, why);
 		if (err)
 			put_back(x->name, x, why);
@@ -271,9 +269,7 @@ static int take_out(const struct dm_device *x, const struct dm_device *origin, s
 
 	wait_signals(&before);
 	err = dm_load(x->name, origin, why);
-	if (err) {
-		dm_clear(x->name, NULL);
-	} else {
+	if (!err) {	/* else nothing was loaded, and nothing is to be cleared */
 		err = dm_resume(x->name, why);
 		if (err)
 			put_back(x->name, x, why);
