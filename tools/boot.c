@@ -433,7 +433,7 @@ static void check_generation(const struct boot *b, const char *group, json_t *di
 	struct logdev l;
 
 	snprintf(path, sizeof(path), "/dev/block/%u:%u", s->asr.log_major, s->asr.log_minor);
-	if (!strcmp(text_of(disk, "boot_id"), b->boot_id) || read_newer(path, seen, &l))
+	if (!strcmp(text_of(disk, "boot_id"), b->boot_id) || (read_newer(path, seen, &l) && !*reason))
 		return;
 	if (!*reason && l.generation <= seen) {
 		snprintf(text, sizeof(text), "its log is of generation %llu, and %llu was seen before this boot",

@@ -346,12 +346,12 @@ int group_make(struct asrd *d, const char *name, uint64_t ring_bytes, json_t *re
 
 /* --------------------------------------------------------------- disks */
 
-bool group_disk_is_up(const struct group *g, const struct asr_group_info *info, const char *name)
+bool group_find_disk(const struct group *g, const struct asr_group_info *info, const char *name,
+		     struct asr_disk_info *disk)
 {
 	for (uint32_t i = 0; g->source && i < info->disks; i++) {
-		struct asr_disk_info disk = { .slot = i };
-
-		if (!source_ioctl(g->source, ASR_IOC_DISK_INFO, &disk) && disk.active && !strcmp(disk.name, name))
+		*disk = (struct asr_disk_info){ .slot = i };
+		if (!source_ioctl(g->source, ASR_IOC_DISK_INFO, disk) && disk->active && !strcmp(disk->name, name))
 			return true;
 	}
 	return false;
@@ -361,6 +361,7 @@ const char *group_missing(void *group)
 {
 	struct group *g = group;
 	struct asr_group_info info = { .index = 0 };
+	struct asr_disk_info disk;
 	cleanup_json disks = NULL;
 	json_t *d;
 	size_t i;
@@ -372,7 +373,7 @@ const char *group_missing(void *group)
 	json_array_foreach(disks, i, d) {
 		const char *name = json_string_value(json_object_get(d, "name"));
 
-		if (group_disk_is_up(g, &info, name))
+		if (group_find_disk(g, &info, name, &disk))
 			continue;
 		snprintf(g->missing, sizeof(g->missing), "waits for disk %s: it is configured and not there; "
 			 "`asrctl boot` brings it up, `asrctl disk unprotect %s --forget` gives it up", name, name);

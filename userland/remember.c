@@ -10,9 +10,9 @@
  *	sectors		when it was seen last
  *	log		{uuid, path or file, generation}: its write-intent log, if it has one
  *	boot_id		the boot in which generation was seen
- *	distrust	text: it was up without us, its log proves nothing
+ *	distrust	text: it was up without us, or its log failed: the log proves nothing
  *
- * asrctl writes these; asrd and asrctl boot read them. A file that cannot be
+ * asrctl writes these, asrd only distrust; asrd and asrctl boot read them. A file that cannot be
  * read becomes an object with "error", so that it is reported, not left out.
  *
  * Invariants. Written before a disk is inserted and taken away before it is

@@ -569,7 +569,8 @@ int group_confirm(struct group *g, struct why *why);	/* no longer pending */
 void group_drop(struct group *g);
 int group_save_state(struct group *g, struct why *why);
 int group_save(struct group *g, struct why *why);	/* group.json */
-bool group_disk_is_up(const struct group *g, const struct asr_group_info *info, const char *name);
+bool group_find_disk(const struct group *g, const struct asr_group_info *info, const char *name,
+		     struct asr_disk_info *disk);
 /* A text that names a disk which is remembered and not there; NULL: none. The group's own, until the next call */
 const char *group_missing(void *group);
 extern const struct ship_ops group_ship_ops;	/* arg: struct asrd */

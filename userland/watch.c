@@ -13,6 +13,10 @@
  * It is only told. To put asr back is asrctl's work: it wants signals blocked, memory locked
  * and a look at the table, and LVM may be in the middle of something.
  *
+ * The kernel marks a write-intent log that has failed, or whose disk went its own way, on the
+ * log itself. A device that failed may not take even that, and come back with the next boot as
+ * if nothing had been. So it is noted on file, too: such a log proves nothing then.
+ *
  * Invariants. A disk is logged once when it goes missing and once when it is back.
  *
  * Context. The loop's thread, with group_second(); reads small files and sysfs.
@@ -122,13 +126,30 @@ static void reason_of(json_t *disk, char *out, size_t bytes)
 
 /* --------------------------------------------------------------- the lists */
 
-static bool is_up(const struct group *g, const char *name)
+/* 1, with info; 0: not there; -errno: nobody knows, so nothing is said */
+static int find_up(const struct group *g, const char *name, struct asr_disk_info *disk)
 {
 	struct asr_group_info info = { .index = 0 };
+	int r;
 
 	memcpy(info.name, g->name, sizeof(info.name));
-	/* nobody knows: say nothing */
-	return source_ioctl(g->source, ASR_IOC_GROUP_INFO, &info) || group_disk_is_up(g, &info, name);
+	r = source_ioctl(g->source, ASR_IOC_GROUP_INFO, &info);
+	return r ? r : group_find_disk(g, &info, name, disk);
+}
+
+/* Its log is not to be believed at the next boot, whatever is in it then */
+static void distrust(const struct group *g, json_t *disk, const char *reason)
+{
+	struct why why = { "" };
+
+	if (!json_object_get(disk, "log") || json_object_get(disk, "distrust"))
+		return;
+	json_object_set_new(disk, "distrust", json_string(reason));
+	if (remember_put(g->d->state_dir, g->name, disk, &why))
+		log_debug("%s", why.text);	/* the next look tries again */
+	else
+		log_warn("group %s: disk %s: %s: all of it will be compared after the next boot", g->name,
+			 text_of(disk, "name"), reason);
 }
 
 static json_t *entry_of(json_t *rows, const char *name)
@@ -151,6 +172,7 @@ static void tell_lost(const struct group *g, json_t *row, json_t *disk)
 	json_object_set_new(row, "told", json_true());
 	log_err("group %s: disk %s IS NOT PROTECTED any more: %s; `asrctl boot` brings it back", g->name,
 		text_of(row, "name"), reason);
+	distrust(g, disk, "it was up without protection");
 }
 
 /* One disk that is on file. Its row for the new list, or NULL: it is there */
@@ -158,11 +180,17 @@ static json_t *look_at(const struct group *g, json_t *disk)
 {
 	const char *name = text_of(disk, "name");
 	json_t *row = entry_of(g->lost, name);
+	struct asr_disk_info info;
+	int up = find_up(g, name, &info);
 
-	if (is_up(g, name)) {
-		if (json_is_true(json_object_get(row, "told")))
+	if (up) {
+		if (up > 0 && json_is_true(json_object_get(row, "told")))
 			log_info("group %s: disk %s is protected again", g->name, name);
-		return NULL;
+		if (up > 0 && !info.log_region_sectors)
+			distrust(g, disk, "it was up without its log");
+		else if (up > 0 && info.log_flags & ASR_LOGF_BROKEN)
+			distrust(g, disk, "its log has failed");
+		return up > 0 ? NULL : json_incref(row);
 	}
 	if (!row)	/* it may just be on its way: tell it the next time */
 		return json_pack("{s:s, s:I, s:s, s:b}", "name", name, "since_ns", (json_int_t)now_real_ns(), "reason",
