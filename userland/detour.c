@@ -26,7 +26,9 @@
  * What is in the spool is not in the ring any more. That some may be there is
  * on file (state.json) before the first record is. So a spool that is gone, or
  * that may not be read, is noticed by the numbers of the ring's next records,
- * and the stream is begun anew, with all disks dirty.
+ * and the stream is begun anew, with all disks dirty. That it must be is on file,
+ * too, until the vault has the frame where it is: whatever comes in between, no
+ * record behind a hole is shipped as if there were none.
  *
  * Invariants. Records reach the vault in the order of the ring, each once,
  * with their own numbers and times. The kernel is never told that a spooled
@@ -35,6 +37,7 @@
  * Context. The loop's thread.
  */
 #include <errno.h>
+#include <stdarg.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
@@ -351,7 +354,7 @@ static void drain(struct group *g)
 		spool_pass(g->spool);
 	}
 	if (r < 0 && r != -EAGAIN)
-		detour_start_over(g, why.text[0] ? why.text : strerror(-r));
+		detour_start_over(g, "the spool is damaged: %s", why.text[0] ? why.text : strerror(-r));
 }
 
 static uint64_t rest(const struct group *g)
@@ -406,7 +409,7 @@ int detour_opening(struct group *g, struct why *why)
 		       g->name, g->name);
 }
 
-bool detour_opened(struct group *g, bool consistent, bool vault_lost)
+bool detour_opened(struct group *g, bool consistent, const char *vault_lost)
 {
 	bool torn = is_torn(g);
 
@@ -414,12 +417,12 @@ bool detour_opened(struct group *g, bool consistent, bool vault_lost)
 	g->held_consistent = consistent;
 	spool_forget(g->spool, g->durable_seq);
 	spool_rewind(g->spool);
-	if (g->over)
-		detour_start_over(g, "it was discarded");
+	if (vault_lost)
+		detour_start_over(g, "%s", vault_lost);
+	else if (g->over)
+		detour_start_over(g, "the spool was given up, and the vault has nothing of that yet");
 	else if (torn)
-		detour_start_over(g, "its end is missing");
-	else if (vault_lost && g->detour)
-		detour_start_over(g, "the vault has lost what came before it");
+		detour_start_over(g, "the spool's end is missing");
 	else
 		return g->detour;
 	return true;
@@ -433,6 +436,7 @@ void detour_closed(struct group *g)
 		source_seek(g->source, detour_seq(g));
 	}
 	g->closing = false;
+	g->over_frame = 0;
 	spool_rewind(g->spool);
 	flow_kick(g);
 }
@@ -440,26 +444,25 @@ void detour_closed(struct group *g)
 void detour_acked(struct group *g)
 {
 	spool_forget(g->spool, g->durable_seq);
+	if (g->over_frame && g->over_frame <= g->durable_frame) {
+		g->over = false;
+		g->over_frame = 0;
+		group_save_state(g, NULL);
+	}
 	if (g->spooling && !g->detour && !spool_has_content(g->spool)) {
 		g->spooling = false;
 		group_save_state(g, NULL);
 	}
 }
 
-/* The stream begins anew here: no disk is there until its record comes, all are dirty */
-void detour_start_over(struct group *g, const char *why)
+/* STATE and DISK records: no disk is there until its record comes */
+static int emit_start(struct group *g)
 {
 	struct asr_rec rec = { .kind = ASR_KIND_STATE, .disk = ASR_DISK_NONE, .seq = g->last_seq,
 			       .time_ns = now_real_ns(), .payload_bytes = sizeof(struct asr_rec_state) };
 	struct asr_rec_state state = { ASR_STATE_CAPTURE, source_state(g->source), ASR_WHY_START, 0 };
-	int r;
+	int r = flow_add(g, &rec, (const uint8_t *)&state);
 
-	log_err("group %s: the spool is given up: %s. All disks are copied again", g->name, why);
-	spool_discard(g->spool, NULL);
-	g->detour = g->closing = g->over = false;
-	batch_reset(&g->spooled);
-	flow_all_dirty(g);
-	r = flow_add(g, &rec, (const uint8_t *)&state);
 	rec.kind = ASR_KIND_DISK;
 	rec.payload_bytes = sizeof(struct asr_rec_disk);
 	for (rec.disk = 0; !r && rec.disk < ASR_DISKS_MAX; rec.disk++) {
@@ -472,28 +475,62 @@ void detour_start_over(struct group *g, const char *why)
 		memcpy(disk.name, info.name, sizeof(disk.name));
 		r = flow_add(g, &rec, (const uint8_t *)&disk);
 	}
-	if (!r && g->open)
+	return r;
+}
+
+/* On file before anything is thrown away */
+static int note_over(struct group *g, struct why *why)
+{
+	g->over = true;
+	g->over_frame = 0;
+	return group_save_state(g, why);
+}
+
+void detour_start_over(struct group *g, const char *fmt, ...)
+{
+	struct why why = { "" };
+	char text[256];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof(text), fmt, ap);
+	va_end(ap);
+	log_err("group %s: the stream begins anew: %s. All disks are copied again", g->name, text);
+	if (note_over(g, &why))
+		log_err("group %s: that is not on file: %s", g->name, why.text);
+	if (!spool_refused(g->spool, NULL))	/* somebody else's stays */
+		spool_discard(g->spool, NULL);
+	g->detour = g->closing = false;
+	batch_reset(&g->spooled);
+	flow_all_dirty(g);
+	if (!emit_start(g) && g->open) {
+		g->over_frame = g->pack.frame_no + 1;
 		resync_open(g->resync, false, g->durable_frame);
+	}
 	flow_kick(g);
 }
 
 int detour_discard(struct group *g, struct why *why)
 {
+	int r;
+
 	if (!spool_has_content(g->spool) && !spool_refused(g->spool, NULL))
 		return why_set(why, ENODATA, "the spool of group %s is empty", g->name);
-	if (g->open) {
-		if (!flow_has_room(g))
-			return why_set(why, EAGAIN, "the vault takes nothing at the moment: try again");
-		pause_engines(g, "the spool was discarded");
-		detour_start_over(g, "discarded by command");
-		return 0;
-	}
+	if (g->open && !flow_has_room(g))
+		return why_set(why, EAGAIN, "the vault takes nothing at the moment: try again");
+	r = note_over(g, why);
+	if (r)
+		return r;
 	log_warn("group %s: the spool is discarded by command; all disks will be copied again", g->name);
-	g->over = true;
-	if (g->source)
+	r = spool_discard(g->spool, why);
+	if (g->open) {
+		pause_engines(g, "the spool was discarded");
+		detour_start_over(g, "the spool was discarded by command");
+	} else if (g->source) {
 		flow_all_dirty(g);
+	}
 	flow_kick(g);
-	return spool_discard(g->spool, why);
+	return r;
 }
 
 json_t *detour_status(const struct group *g)

@@ -556,10 +556,9 @@ static void opened(int err, json_t *p, const struct why *why, void *arg)
 	struct group *g = arg;
 	uint8_t tag[ASR_TAG_BYTES];
 	uint64_t frame_no, had = g->durable_frame;
+	struct why text = { "" }, lost = { "" };
 	bool consistent;
 	int r;
-
-	struct why text = { "" };
 
 	g->opening = false;
 	if (err == -EPIPE || !g->source)
@@ -595,13 +594,10 @@ static void opened(int err, json_t *p, const struct why *why, void *arg)
 	log_info("group %s: shipping from sequence %llu, frame %llu", g->name,
 		 (unsigned long long)g->durable_seq + 1, (unsigned long long)frame_no + 1);
 	if (g->durable_frame < had)	/* it was itself restored: what it has lost is not in the ring any more */
-		log_err("group %s: the vault had acknowledged frame %llu and has %llu now: all disks are copied again",
-			g->name, (unsigned long long)had, (unsigned long long)g->durable_frame);
-	if (!detour_opened(g, consistent, g->durable_frame < had)) {
-		if (g->durable_frame < had)
-			flow_all_dirty(g);
+		why_set(&lost, ESTALE, "the vault had acknowledged frame %llu and has %llu now",
+			(unsigned long long)had, (unsigned long long)g->durable_frame);
+	if (!detour_opened(g, consistent, lost.text[0] ? lost.text : NULL))
 		resync_open(g->resync, consistent, frame_no);
-	}
 	flow_kick(g);
 }
 

@@ -474,6 +474,7 @@ struct group {
 	uint64_t saved_seq;
 	bool was_consistent;		/* ever */
 	bool spooling;			/* there may be records in the spool */
+	bool over;			/* the stream must begin anew, and the vault may not have that yet */
 
 	char holders[ASR_DISKS_MAX][ASR_NAME_BYTES];	/* of the slots, in the stream as far as it was emitted */
 	struct source *source;		/* NULL: not attached */
@@ -498,7 +499,7 @@ struct group {
 	bool detour;			/* ring -> spool -> vault, not ring -> vault */
 	bool closing;			/* the ring waits until the spool is empty */
 	bool held_consistent;		/* the stream where the spool has been shipped to */
-	bool over;			/* the spool was discarded: the stream must begin anew */
+	uint64_t over_frame;		/* the frame where it does; 0: none was made on this connection */
 	struct batch spooled;		/* what goes into the spool next */
 	unsigned int attachment;	/* counts those to the ring */
 	uint64_t ring_seq;		/* of its first record when that was, and did it say that */
@@ -546,11 +547,14 @@ uint64_t detour_seq(const struct group *g);	/* all records up to it are at the v
 /* The vault has said where it stands: may the stream go on? -EPERM with why: what it lacks is in a
    spool that cannot be used */
 int detour_opening(struct group *g, struct why *why);
-/* It goes on. True: not with the ring's next record, nor a resync, yet. */
-bool detour_opened(struct group *g, bool consistent, bool vault_lost);
+/* It goes on. True: not with the ring's next record, or has a resync already. vault_lost: why what the
+   ring and the spool have does not follow on what the vault has; NULL: nothing speaks against it */
+bool detour_opened(struct group *g, bool consistent, const char *vault_lost);
 void detour_closed(struct group *g);		/* the connection is gone */
 void detour_acked(struct group *g);		/* durable_seq has moved */
-void detour_start_over(struct group *g, const char *why);	/* without the spool, all dirty */
+/* The stream begins anew, without the spool, all dirty */
+__attribute__((format(printf, 2, 3)))
+void detour_start_over(struct group *g, const char *why, ...);
 int detour_discard(struct group *g, struct why *why);		/* the same by command */
 json_t *detour_status(const struct group *g);
 
