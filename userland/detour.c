@@ -153,8 +153,10 @@ static void look_at_ring(struct group *g)
 	struct asr_group_info info = { .index = 0 };
 
 	memcpy(info.name, g->name, sizeof(info.name));
+	if (source_ioctl(g->source, ASR_IOC_GROUP_INFO, &info))	/* first: a record that comes now has that number */
+		info.next_seq = 0;
 	g->ring_seq = source_first(g->source, &g->ring_is_new);
-	if (!g->ring_seq && !source_ioctl(g->source, ASR_IOC_GROUP_INFO, &info))
+	if (!g->ring_seq)
 		g->ring_seq = info.next_seq;
 }
 

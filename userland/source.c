@@ -138,9 +138,10 @@ uint64_t source_first(const struct source *s, bool *is_new)
 	uint64_t head = source_head(s);
 
 	*is_new = false;
-	if (s->pos == head || head - s->pos < sizeof(*rec) + sizeof(*state))
+	if (s->pos == head || head - s->pos < sizeof(*rec))
 		return 0;
-	*is_new = rec->kind == ASR_KIND_STATE && state->reason == ASR_WHY_START;
+	*is_new = rec->kind == ASR_KIND_STATE && head - s->pos >= sizeof(*rec) + sizeof(*state) &&
+		  state->reason == ASR_WHY_START;
 	return rec->seq;
 }
 

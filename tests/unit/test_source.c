@@ -220,6 +220,19 @@ static void open_refuses(void **state)
 	assert_non_null(strstr(why.text, "modprobe dm_asr"));
 }
 
+/* A flush is a header and nothing behind it: it has a number like every other record */
+static void the_first_record_of_any_size(void **state)
+{
+	bool is_new = true;
+
+	assert_int_equal(source_first(s, &is_new), 0);
+	assert_false(is_new);
+	seq = 7;
+	put(ASR_REC_BUSY, 0);
+	assert_int_equal(source_first(s, &is_new), 7);
+	assert_false(is_new);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -230,6 +243,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(broken_records_are_refused, setup, teardown),
 		cmocka_unit_test_setup_teardown(says_when_to_wake, setup, teardown),
 		cmocka_unit_test_setup_teardown(open_refuses, setup, teardown),
+		cmocka_unit_test_setup_teardown(the_first_record_of_any_size, setup, teardown),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
