@@ -24,9 +24,9 @@
  * back, and the resync begins again when it is straight.
  *
  * What is in the spool is not in the ring any more. That some may be there is
- * on file (state.json) before the first record is. So a spool that is gone, or
- * that may not be read, is noticed by the numbers of the ring's next records,
- * and the stream is begun anew, with all disks dirty. That it must be is on file,
+ * on file (state.json) before the first record is, and where it begins. So a
+ * spool that is gone, lacks a file, or may not be read, is noticed by its numbers
+ * and those of the ring's next records, and the stream is begun anew, with all disks dirty. That it must be is on file,
  * too, until the vault has the frame where it is: whatever comes in between, no
  * record behind a hole is shipped as if there were none.
  *
@@ -106,12 +106,24 @@ uint64_t detour_seq(const struct group *g)
 	return seq > g->durable_seq ? seq : g->durable_seq;
 }
 
+/* The spool begins elsewhere: what was before is at the vault, as long as nothing was missing */
+static void note_front(struct group *g)
+{
+	uint64_t first = spool_first_seq(g->spool);
+
+	if (!g->spool_judged || !first || g->spool_from == first - 1)
+		return;
+	g->spool_from = first - 1;
+	group_save_state(g, NULL);
+}
+
 static void written(uint64_t ring_end, unsigned int attachment, void *arg)
 {
 	struct group *g = arg;
 
 	if (g->source && attachment == g->attachment)
 		source_release(g->source, ring_end);
+	note_front(g);
 }
 
 static void failed(void *arg)
@@ -164,6 +176,7 @@ void detour_attached(struct group *g)
 {
 	g->attachment++;
 	look_at_ring(g);
+	g->spool_judged |= !g->spooling;
 	batch_reset(&g->spooled);
 	if (spool_has_content(g->spool))
 		g->detour = true;
@@ -174,6 +187,21 @@ void detour_attached(struct group *g)
 void detour_detached(struct group *g)
 {
 	batch_reset(&g->spooled);	/* its payload lies in the ring */
+}
+
+/* Records behind those that the vault and the spool have are not in the ring any more. As long as the vault
+   has not said what it has, that may be so; then the spool takes nothing that would hide it. */
+static bool is_torn(const struct group *g)
+{
+	return !g->spool_judged && g->ring_seq > detour_seq(g) + 1 && !g->ring_is_new;
+}
+
+/* ... or between the vault's last and the spool's first */
+static bool is_torn_in_front(const struct group *g)
+{
+	uint64_t first = spool_first_seq(g->spool);
+
+	return !g->spool_judged && first > g->durable_seq + 1 && first > g->spool_from + 1;
 }
 
 /* -------------------------------------------------------- to and fro */
@@ -191,12 +219,13 @@ static void begin(struct group *g, const char *why)
 {
 	uint64_t used = source_head(g->source) - source_tail(g->source);
 
-	if (now_ns() < g->spool_retry_ns || spool_begin(g->spool))
+	if (now_ns() < g->spool_retry_ns || is_torn(g) || spool_begin(g->spool))
 		return;
 	if (!g->spooling) {
 		struct why disk = { "" };
 
 		g->spooling = true;
+		g->spool_from = detour_seq(g);
 		if (group_save_state(g, &disk)) {
 			log_err("group %s: no use of the spool, its state file cannot be written: %s", g->name,
 				disk.text);
@@ -298,7 +327,7 @@ static int fill(struct group *g)
 	uint64_t share = source_pos(g->source) + SHARE_BYTES;
 	int r = -EAGAIN;
 
-	while (!g->closing && spool_usable(g->spool)) {
+	while (!g->closing && spool_usable(g->spool) && !is_torn(g)) {
 		r = spool_has_room(g->spool) ? take(g) : -EAGAIN;
 		if (r <= 0)
 			break;
@@ -393,12 +422,6 @@ int detour_run(struct group *g)
 
 /* ----------------------------------------------------- the connection */
 
-/* The records behind the vault's last are neither in the ring nor in the spool */
-static bool is_torn(const struct group *g)
-{
-	return g->spooling && g->ring_seq > detour_seq(g) + 1 && !g->ring_is_new && !g->ring_judged;
-}
-
 int detour_opening(struct group *g, struct why *why)
 {
 	struct why reason = { "" };
@@ -413,9 +436,9 @@ int detour_opening(struct group *g, struct why *why)
 
 bool detour_opened(struct group *g, bool consistent, const char *vault_lost)
 {
-	bool torn = is_torn(g);
+	bool torn = is_torn(g), torn_in_front = is_torn_in_front(g);
 
-	g->ring_judged = true;
+	g->spool_judged = true;
 	g->held_consistent = consistent;
 	spool_forget(g->spool, g->durable_seq);
 	spool_rewind(g->spool);
@@ -425,6 +448,8 @@ bool detour_opened(struct group *g, bool consistent, const char *vault_lost)
 		detour_start_over(g, "the spool was given up, and the vault has nothing of that yet");
 	else if (torn)
 		detour_start_over(g, "the spool's end is missing");
+	else if (torn_in_front)
+		detour_start_over(g, "the spool's first records are missing");
 	else
 		return g->detour;
 	return true;
@@ -446,6 +471,7 @@ void detour_closed(struct group *g)
 void detour_acked(struct group *g)
 {
 	spool_forget(g->spool, g->durable_seq);
+	note_front(g);
 	if (g->over_frame && g->over_frame <= g->durable_frame) {
 		g->over = false;
 		g->over_frame = 0;

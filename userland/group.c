@@ -73,9 +73,10 @@ int group_save_state(struct group *g, struct why *why)
 	if (seq < detour_seq(g))
 		seq = detour_seq(g);
 	r = write_json(g, "state.json",
-		       json_pack("{s:I, s:I, s:I, s:b, s:b, s:b}", "first_seq", (json_int_t)g->first_seq,
+		       json_pack("{s:I, s:I, s:I, s:b, s:b, s:I, s:b}", "first_seq", (json_int_t)g->first_seq,
 				 "last_seq", (json_int_t)seq, "durable_frame", (json_int_t)g->durable_frame,
-				 "was_consistent", g->was_consistent, "spooling", g->spooling, "over", g->over), why);
+				 "was_consistent", g->was_consistent, "spooling", g->spooling, "spool_from",
+				 (json_int_t)g->spool_from, "over", g->over), why);
 	g->saved_ns = now_ns();
 	if (!r)
 		g->saved_seq = seq;
@@ -120,7 +121,7 @@ static int load_fields(struct group *g, struct why *why)
 	cleanup_json root = NULL;
 	cleanup_json state = NULL;
 	const char *uuid, *stream;
-	json_int_t generation, ring, first = 0, last = 0, durable = 0, limit = 0;
+	json_int_t generation, ring, first = 0, last = 0, durable = 0, limit = 0, from = 0;
 	int pending, consistent = 0, paused = 0, spooling = 0, over = 0, r;
 
 	r = read_json(g->d, g->name, "group.json", &root, why);
@@ -141,15 +142,16 @@ static int load_fields(struct group *g, struct why *why)
 	r = read_json(g->d, g->name, "state.json", &state, why);
 	if (r)
 		return r;
-	if (json_unpack(state, "{s:I, s:I, s?I, s:b, s?b, s?b}", "first_seq", &first, "last_seq", &last,
+	if (json_unpack(state, "{s:I, s:I, s?I, s:b, s?b, s?I, s?b}", "first_seq", &first, "last_seq", &last,
 			"durable_frame", &durable, "was_consistent", &consistent, "spooling", &spooling,
-			"over", &over))
+			"spool_from", &from, "over", &over))
 		return why_set(why, EINVAL, "state.json of %s is not whole", g->name);
 	g->first_seq = (uint64_t)first;
 	g->saved_seq = (uint64_t)last;
 	g->durable_frame = (uint64_t)durable;
 	g->was_consistent = consistent;
 	g->spooling = spooling;
+	g->spool_from = (uint64_t)from;
 	g->over = over;
 	return 0;
 }

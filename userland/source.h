@@ -324,6 +324,7 @@ int spool_add(struct spool *s, const struct batch *b, unsigned int attachment);
 void spool_flush(struct spool *s);		/* what was added goes down now */
 
 bool spool_has_content(const struct spool *s);	/* not yet forgotten, or being written */
+uint64_t spool_first_seq(const struct spool *s);	/* of its first record; 0: no content */
 uint64_t spool_last_seq(const struct spool *s);	/* of the last record written; 0: no content */
 uint64_t spool_oldest_ns(const struct spool *s);	/* capture time of what is not read yet; 0: all is */
 uint64_t spool_unread(const struct spool *s);	/* bytes written or being written, and not read */
@@ -474,6 +475,7 @@ struct group {
 	uint64_t saved_seq;
 	bool was_consistent;		/* ever */
 	bool spooling;			/* there may be records in the spool */
+	uint64_t spool_from;		/* nothing stands between this number and its first record's */
 	bool over;			/* the stream must begin anew, and the vault may not have that yet */
 
 	char holders[ASR_DISKS_MAX][ASR_NAME_BYTES];	/* of the slots, in the stream as far as it was emitted */
@@ -503,7 +505,8 @@ struct group {
 	struct batch spooled;		/* what goes into the spool next */
 	unsigned int attachment;	/* counts those to the ring */
 	uint64_t ring_seq;		/* of its first record when that was, and did it say that */
-	bool ring_is_new, ring_judged;	/* it is new; compared with the vault's and the spool's last */
+	bool ring_is_new;		/* it is new */
+	bool spool_judged;		/* nothing is missing before, in and behind the spool */
 	uint64_t away_ns, spool_retry_ns;	/* now_ns clock: no vault since; not again before */
 
 	uint64_t in_bytes, out_bytes, frames;	/* captured, sent */

@@ -245,6 +245,13 @@ bool spool_has_content(const struct spool *s)
 	return s->count || (f && (f->bytes || f->next));
 }
 
+uint64_t spool_first_seq(const struct spool *s)
+{
+	const struct spool_file *f = spool_first(s);
+
+	return f ? f->first_seq : 0;
+}
+
 uint64_t spool_last_seq(const struct spool *s)
 {
 	return s->last_seq;

@@ -450,12 +450,102 @@ static void somebody_elses_spool_stays(void **st)
 	assert_int_not_equal(access(path, F_OK), 0);
 }
 
+static void first_file_goes(void)
+{
+	char cmd[200];
+
+	snprintf(cmd, sizeof(cmd), "rm $(ls %s/b/*.frames | head -n 1)", spool);
+	assert_int_equal(system(cmd), 0);
+}
+
+static void a_spool_without_its_first_file(void **st)
+{
+	put_rec(ASR_KIND_FLUSH, 0, NULL, 0)->state = ASR_REC_DISCARDED;		/* this is no hole */
+	for (int i = 0; i < 3; i++) {		/* a file each */
+		put(20);
+		detour_begins();
+		asrd_kill();
+		asrd_start();
+	}
+	vault_up();
+	vault_answers(v.frame_no, 10, true);
+	await(v.seq == 71);
+	assert_int_equal(v.count, 60);
+	assert_int_equal(place_start(), -1);
+	vault_goes();				/* it has not said that they are durable */
+	asrd_kill();
+	first_file_goes();
+	asrd_start();
+	put(5);
+	detour_begins();			/* what comes meanwhile hides nothing */
+	asrd_kill();
+	asrd_start();
+	v.count = 0;
+	vault_up();
+	vault_answers(v.frame_no, 10, true);
+	put(1);
+	await(v.count && v.seq == seq - 1);
+	assert_int_equal(place_start(), 0);
+}
+
+static void files_that_the_vault_has_are_not_missed(void **st)
+{
+	for (int i = 0; i < 3; i++) {
+		put(20);
+		detour_begins();
+		asrd_kill();
+		asrd_start();
+	}
+	vault_up();
+	vault_answers(v.frame_no, 10, true);
+	await(v.seq == 70);
+	vault_goes();
+	asrd_kill();
+	asrd_start();
+	vault_up();
+	vault_answers(v.frame_no, 45, true);	/* the third file goes on behind 50 */
+	await(spool_last_seq(g->spool) == 70);
+	v.seq = 45;
+	await(v.seq == 70);
+	vault_acks();
+	await(!g->detour);
+	assert_int_equal(place_start(), -1);
+}
+
+/* The spool is gone, and it is used again before the vault is back */
+static void a_spool_that_is_gone(void **st)
+{
+	char cmd[100];
+
+	put(20);
+	detour_begins();
+	asrd_kill();
+	snprintf(cmd, sizeof(cmd), "rm -r %s", spool);
+	assert_int_equal(system(cmd), 0);
+	put(1);
+	for (int i = 0; i < 2; i++) {
+		asrd_start();
+		g->away_ns = 0;
+		put(5);
+		turns(500);
+		assert_false(spool_has_content(g->spool));	/* it would hide that something is missing */
+		asrd_kill();
+	}
+	asrd_start();
+	vault_up();
+	vault_answers(v.frame_no, 10, true);
+	put(1);
+	await(v.count && v.seq == seq - 1);
+	assert_int_equal(place_start(), 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 #define T(f)	cmocka_unit_test_setup_teardown(f, set_up, tear_down)
 		T(to_and_fro), T(begun_anew_until_durable), T(discarded_and_killed), T(vault_that_lost_something),
-		T(somebody_elses_spool_stays),
+		T(somebody_elses_spool_stays), T(a_spool_without_its_first_file),
+		T(files_that_the_vault_has_are_not_missed), T(a_spool_that_is_gone),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
