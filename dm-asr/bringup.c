@@ -188,8 +188,11 @@ static void restart(struct asr_intent *l)
 
 	l->told = false;
 	asr_intent_tell(l);	/* if it fails the worker fails, too */
+	if (l->foreign || l->unsure)
+		return;		/* not ours to write, or nobody knows yet */
 	spin_lock_irq(&g->lock);
 	asr_intent_want_all(l);
+	l->epoch_seq = l->disk->last_seq;	/* what passed while it was broken is in no epoch */
 	l->open = false;
 	l->broken = false;
 	l->told = false;
@@ -201,6 +204,8 @@ static void leave_behind(struct asr_intent *l, const struct asr_intent *next)
 {
 	dev_t dev = l->dev.bdev->bd_dev;
 
+	if (l->foreign)
+		return;
 	if (next && next->dev.bdev->bd_dev == dev) {
 		DMWARN("group %s disk %s: log %u:%u was formatted anew while in use", l->disk->group->name,
 		       l->disk->name, MAJOR(dev), MINOR(dev));
@@ -259,42 +264,59 @@ static void raise_seq_locked(struct asr_group *g, u64 high)
 	g->seq_logged = g->ring.next_seq - 1;
 }
 
-static int begin(struct asr_target *t, struct asr_intent *n, bool fresh, bool doubt)
+/* Is it still the log that the constructor read? A live disk goes on without one that is not. */
+static int look_again(struct asr_target *t, struct asr_intent *n, bool fresh)
+{
+	int r = asr_logdev_reread(&n->dev);
+
+	if (r == -ESTALE)
+		DMERR("group %s disk %s: write-intent log %s has changed since the table was loaded; load the table again",
+		      t->group->name, t->disk->name, t->logdev->name);
+	else if (r)	/* no reason to leave a disk suspended */
+		DMERR("group %s disk %s: write-intent log %s cannot be read (error %d): writes go on, all is compared",
+		      t->group->name, t->disk->name, t->logdev->name, r);
+	n->broken = r;
+	n->foreign = n->told = r == -ESTALE;
+	n->unsure = r && !n->foreign;
+	return fresh && n->foreign ? r : 0;
+}
+
+static void count(struct asr_intent *n, bool fresh, bool doubt)
 {
 	struct asr_log_super *s = &n->dev.super;
-	struct asr_disk *d = t->disk;
-	struct asr_group *g = t->group;
-	int r = asr_logdev_reread(&n->dev);
-	bool moved;
+	struct asr_disk *d = n->disk;
+	bool moved = s->slot && le64_to_cpu(s->slot) != d->slot + 1ULL;
 
-	if (r) {
-		DMERR("group %s disk %s: write-intent log %s %s; load the table again", g->name, d->name,
-		      t->logdev->name, r == -ESTALE ? "has changed since the table was loaded" : "cannot be read");
-		if (fresh)
-			return r;
-		n->broken = true;	/* a live disk goes on; the log is not ours to write */
-		n->told = true;
-	}
-	n->disk = d;
+	le64_add_cpu(&s->generation, 1);
+	if (moved)
+		DMWARN("group %s disk %s: slot %llu of the group is taken, it has %u now: all is compared",
+		       d->group->name, d->name, le64_to_cpu(s->slot) - 1, d->slot);
+	s->slot = cpu_to_le64(d->slot + 1ULL);
+	if (!fresh || doubt || moved)
+		restart(n);
+	else if (le32_to_cpu(s->flags) & ASR_LOGF_BROKEN)
+		asr_intent_want_all(n);
+	n->set = asr_intent_weight(n->map.bits, n->map.nr_blocks);
+}
+
+static int begin(struct asr_target *t, struct asr_intent *n, bool fresh, bool doubt)
+{
+	struct asr_group *g = t->group;
+	int r = look_again(t, n, fresh);
+
+	if (r)
+		return r;
+	n->disk = t->disk;
 	n->owner = t;
 	n->data = t->dev->bdev;
-	if (!r) {
+	if (!n->foreign) {
 		spin_lock_irq(&g->lock);
-		raise_seq_locked(g, le64_to_cpu(s->seq_high));
+		raise_seq_locked(g, le64_to_cpu(n->dev.super.seq_high));
 		spin_unlock_irq(&g->lock);
-		le64_add_cpu(&s->generation, 1);
-		moved = s->slot && le64_to_cpu(s->slot) != d->slot + 1ULL;
-		if (moved)
-			DMWARN("group %s disk %s: slot %llu of the group is taken, it has %u now: all is compared",
-			       g->name, d->name, le64_to_cpu(s->slot) - 1, d->slot);
-		s->slot = cpu_to_le64(d->slot + 1ULL);
-		if (!fresh || doubt || moved)
-			restart(n);
-		else if (le32_to_cpu(s->flags) & ASR_LOGF_BROKEN)
-			asr_intent_want_all(n);
-		n->set = asr_intent_weight(n->map.bits, n->map.nr_blocks);
 	}
-	n->epoch_seq = d->last_seq;
+	if (!n->broken)
+		count(n, fresh, doubt);
+	n->epoch_seq = t->disk->last_seq;
 	return 0;
 }
 
@@ -305,7 +327,7 @@ int asr_intent_adopt(struct asr_target *t, bool fresh, bool doubt)
 
 	if (l && l->owner == t)
 		return 0;
-	if (l && n && same(l, n)) {
+	if (l && n && !l->foreign && same(l, n)) {
 		go_on(t, l, n, doubt);
 		return 0;
 	}
@@ -375,6 +397,9 @@ void asr_intent_stop(struct asr_target *t)
 	WARN_ON_ONCE(!list_empty(&l->waiting));
 	spin_unlock_irq(&t->group->lock);
 	cancel_delayed_work_sync(&l->work);
+	if (l->flushing)	/* the device below may be another one next */
+		asr_logdev_wait_flush_data(&l->dev);
+	l->flushing = false;
 }
 
 static int clear_all(struct asr_intent *l)

@@ -110,6 +110,9 @@ struct asr_intent {
 	struct block_device *data;	/* of the disk, to be flushed */
 	u64 sectors;
 	bool told;		/* the device knows that it is broken, or is not to be touched */
+	bool unsure;		/* it could not be read at bring-up: to be looked at before it is written */
+	bool foreign;		/* it has changed under us: never written to */
+	bool flushing;		/* data, at the end of an epoch */
 
 	/* group->lock */
 	struct asr_disk *disk;
@@ -395,11 +398,17 @@ char *asr_logdev_open(struct asr_logdev *v, struct asr_target *t, const char *gr
 bool asr_logdev_fits(struct asr_logdev *v, u64 regions);
 /* 0, -ENODATA, -EBADMSG, or the error of a read */
 int asr_logdev_read_super(struct asr_logdev *v);
+/* Is it still as it was read? 0, -ESTALE, or the error of a read; v->super stays */
 int asr_logdev_reread(struct asr_logdev *v);
 int asr_logdev_write_super(struct asr_logdev *v);
 int asr_logdev_read_bits(struct asr_logdev *v, u64 block, unsigned long *map, unsigned long *bad);
 int asr_logdev_write_bits(struct asr_logdev *v, u64 block, const unsigned long *map, bool fua);
 int asr_logdev_flush(struct asr_logdev *v);
+/* Of the disk below. start: 0, or -EBUSY while an earlier one goes on; then poll: -EBUSY, or how it
+   ended, and wait: that, or -ETIMEDOUT; flush_data starts and waits. */
+int asr_logdev_start_flush_data(struct asr_logdev *v, struct block_device *data);
+int asr_logdev_poll_flush_data(struct asr_logdev *v);
+int asr_logdev_wait_flush_data(struct asr_logdev *v);
 int asr_logdev_flush_data(struct asr_logdev *v, struct block_device *data);
 bool asr_logdev_idle(struct asr_logdev *v);
 

@@ -39,6 +39,7 @@
 #include <linux/vmalloc.h>
 
 #define EPOCH		(5 * HZ)	/* a bit stays 5 to 10 s after the last write */
+#define FLUSH_LOOK	(HZ / 50)	/* is the disk flushed? */
 #define SUPER_EVERY	(30 * HZ)	/* so that seq_high is never 2^32 records old */
 #define AHEAD_SECTORS	(64u << 11)	/* 64 MiB: of a sequential writer */
 #define STEP_REGIONS	4096u		/* looked at under one lock section: up to 0.1 ms */
@@ -236,10 +237,22 @@ int asr_intent_write_super(struct asr_intent *l, u32 flags)
 	return asr_logdev_write_super(&l->dev);
 }
 
+/* One that could not be read at bring-up is written to only if it is still the one that was read before. */
+static bool is_ours(struct asr_intent *l)
+{
+	int r = l->unsure ? asr_logdev_reread(&l->dev) : 0;
+
+	l->unsure = r;
+	if (r == -ESTALE)
+		l->foreign = l->told = true;
+	return !r && !l->foreign;
+}
+
 /* The device is to say that its bits prove nothing; again until it does. */
 void asr_intent_tell(struct asr_intent *l)
 {
-	l->told = l->told || !asr_intent_write_super(l, ASR_LOGF_OPEN | ASR_LOGF_BROKEN);
+	if (!l->told && is_ours(l))
+		l->told = !asr_intent_write_super(l, ASR_LOGF_OPEN | ASR_LOGF_BROKEN);
 }
 
 void asr_intent_break(struct asr_intent *l, int err)
@@ -255,9 +268,10 @@ void asr_intent_break(struct asr_intent *l, int err)
 		if (t->disk == d)
 			queue_work(asr_wq, &t->event_work);
 	spin_unlock_irq(&g->lock);
-	DMERR("group %s disk %s: write-intent log %u:%u is broken (error %d): writes go on, all is compared next time",
-	      g->name, d->name, MAJOR(l->dev.bdev->bd_dev), MINOR(l->dev.bdev->bd_dev), err);
 	asr_intent_tell(l);
+	DMERR("group %s disk %s: write-intent log %u:%u is broken (error %d): writes go on, %s",
+	      g->name, d->name, MAJOR(l->dev.bdev->bd_dev), MINOR(l->dev.bdev->bd_dev), err,
+	      l->told ? "all is compared next time" : "and IT CANNOT BE MARKED AS BROKEN yet");
 }
 
 /* ------------------------------------------------------------------ the worker */
@@ -395,22 +409,50 @@ static bool turn_pieces(struct asr_intent *l, bool look)
 	return found;
 }
 
+/* The disk is flushed, beside the log's own work: 0 when it is, or need not be, -EBUSY, or -errno. */
+static int flush_epoch(struct asr_intent *l)
+{
+	int r;
+
+	if (!l->flushing) {
+		if (!turn_pieces(l, true))
+			return 0;
+		if (asr_logdev_start_flush_data(&l->dev, l->data))
+			return -EAGAIN;
+		l->flushing = true;
+		return -EBUSY;
+	}
+	r = asr_logdev_poll_flush_data(&l->dev);
+	l->flushing = r == -EBUSY;
+	return r;
+}
+
 /* The end of an epoch. A write that comes while it is made is in the next one, in its piece. */
 static void turn(struct asr_intent *l)
 {
 	struct asr_disk *d = l->disk;
 	bool due;
+	int r;
 
 	spin_lock_irq(&d->group->lock);
 	due = time_after_eq(jiffies, l->epoch_end) && d->group->durable_seq >= l->epoch_seq;
 	spin_unlock_irq(&d->group->lock);
-	if (!due || (turn_pieces(l, true) && asr_logdev_flush_data(&l->dev, l->data)))
+	r = due ? flush_epoch(l) : -EBUSY;
+	if (r == -EBUSY)
 		return;
-	turn_pieces(l, false);
+	if (!r)
+		turn_pieces(l, false);
 	spin_lock_irq(&d->group->lock);
-	l->epoch_seq = d->last_seq;
-	l->epoch_end = jiffies + EPOCH;
+	if (!r)
+		l->epoch_seq = d->last_seq;
+	l->epoch_end = jiffies + EPOCH;		/* a flush that failed is not tried again at once */
 	spin_unlock_irq(&d->group->lock);
+}
+
+/* When there is something to do next, unless a write calls before. */
+static unsigned long next_look(struct asr_intent *l)
+{
+	return l->flushing ? FLUSH_LOOK : l->set || l->broken ? EPOCH : SUPER_EVERY;
 }
 
 static bool super_stale(struct asr_intent *l)
@@ -448,7 +490,7 @@ void asr_intent_work(struct work_struct *work)
 	}
 	spin_lock_irq(&g->lock);
 	if (!l->stopped && !(l->broken && l->told))
-		queue_delayed_work(asr_intent_wq, &l->work, l->set || l->broken ? EPOCH : SUPER_EVERY);
+		queue_delayed_work(asr_intent_wq, &l->work, next_look(l));
 	spin_unlock_irq(&g->lock);
 }
 

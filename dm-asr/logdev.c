@@ -49,13 +49,8 @@ static bool io_free(struct asr_logio *io)
 	return !io->busy;
 }
 
-/* page: a block of it, or NULL. One that takes too long stays busy until it ends. */
-static int io_run(struct asr_logio *io, struct block_device *bdev, unsigned int op, u64 byte, struct page *page)
+static void io_start(struct asr_logio *io, struct block_device *bdev, unsigned int op, u64 byte, struct page *page)
 {
-	int r;
-
-	if (!io_free(io))
-		return -ETIMEDOUT;
 	asr_compat_bio_init_own(&io->bio, bdev, page ? &io->vec : NULL, !!page, op | REQ_SYNC);
 	io->bio.bi_iter.bi_sector = byte >> SECTOR_SHIFT;
 	if (page)
@@ -65,12 +60,29 @@ static int io_run(struct asr_logio *io, struct block_device *bdev, unsigned int 
 	io->bio.bi_end_io = io_done;
 	io->busy = true;
 	submit_bio(&io->bio);
-	if (!wait_for_completion_io_timeout(&io->done, IO_TIMEOUT))
-		return -ETIMEDOUT;
-	r = blk_status_to_errno(io->bio.bi_status);
+}
+
+static int io_result(struct asr_logio *io)
+{
+	int r = blk_status_to_errno(io->bio.bi_status);
+
 	bio_uninit(&io->bio);
 	io->busy = false;
 	return r;
+}
+
+static int io_wait(struct asr_logio *io)
+{
+	return wait_for_completion_io_timeout(&io->done, IO_TIMEOUT) ? io_result(io) : -ETIMEDOUT;
+}
+
+/* page: a block of it, or NULL. One that takes too long stays busy until it ends. */
+static int io_run(struct asr_logio *io, struct block_device *bdev, unsigned int op, u64 byte, struct page *page)
+{
+	if (!io_free(io))
+		return -ETIMEDOUT;
+	io_start(io, bdev, op, byte, page);
+	return io_wait(io);
 }
 
 /* The page to or from the log device; op: REQ_OP_* and flags. Before the page is filled: io_free. */
@@ -89,9 +101,27 @@ int asr_logdev_flush(struct asr_logdev *v)
 	return io_run(&v->io, v->bdev, REQ_OP_WRITE | REQ_PREFLUSH, 0, NULL);
 }
 
+int asr_logdev_start_flush_data(struct asr_logdev *v, struct block_device *data)
+{
+	if (!io_free(&v->data_io))
+		return -EBUSY;
+	io_start(&v->data_io, data, REQ_OP_WRITE | REQ_PREFLUSH, 0, NULL);
+	return 0;
+}
+
+int asr_logdev_poll_flush_data(struct asr_logdev *v)
+{
+	return try_wait_for_completion(&v->data_io.done) ? io_result(&v->data_io) : -EBUSY;
+}
+
+int asr_logdev_wait_flush_data(struct asr_logdev *v)
+{
+	return io_wait(&v->data_io);
+}
+
 int asr_logdev_flush_data(struct asr_logdev *v, struct block_device *data)
 {
-	return io_run(&v->data_io, data, REQ_OP_WRITE | REQ_PREFLUSH, 0, NULL);
+	return asr_logdev_start_flush_data(v, data) ?: asr_logdev_wait_flush_data(v);
 }
 
 /* May it be freed? */
@@ -143,7 +173,8 @@ int asr_logdev_reread(struct asr_logdev *v)
 	int r = asr_logdev_read_super(v);
 
 	if (r == -ENODATA || r == -EBADMSG || (!r && memcmp(&was, &v->super, sizeof(was))))
-		return -ESTALE;
+		r = -ESTALE;
+	v->super = was;
 	return r;
 }
 

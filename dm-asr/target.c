@@ -179,6 +179,7 @@ static int asr_ctr(struct dm_target *ti, unsigned int argc, char **argv)
 
 out_put_disk:
 	asr_disk_put(t);
+	cancel_work_sync(&t->event_work);	/* the group knew t, and may have had news */
 out_put_device:
 	dm_put_device(ti, t->dev);
 out_free:
