@@ -171,6 +171,8 @@ vm_start() {
 		args+=(-accel kvm -smp 2)
 	else
 		args+=(-accel "tcg,thread=multi" -smp 2)
+		# measured by the guest it is wrong by factors now and then, when the host is busy
+		append+=" tsc_early_khz=$("$ASR_TOP/build/tests/asr-tsc")"
 	fi
 	if [ -n "$net" ]; then
 		args+=(-netdev "user,id=n0,ipv6=off$fwd" -device "virtio-net-pci,netdev=n0,romfile=")
