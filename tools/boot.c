@@ -409,12 +409,29 @@ void boot_note(const char *state_dir, const char *group, json_t *disk, const str
 
 /* ------------------------------------------------------- one disk, already up */
 
-static int dirty_all(const char *dm, uint64_t sectors, struct why *why)
+/* Else it is noted, and the next run tries again: a log that is known to be wrong is never believed */
+static int dirty_all(const struct boot *b, const char *group, json_t *disk, const char *dm, const char *reason)
 {
+	const char *name = text_of(disk, "name");
+	struct why why = {0};
+	struct dm_device d;
 	char text[64];
+	int err = dm_read(dm, &d, &why);
 
-	snprintf(text, sizeof(text), "dirty 0 %llu", (unsigned long long)sectors);
-	return dm_message(dm, text, why);
+	if (!err) {
+		snprintf(text, sizeof(text), "dirty 0 %llu", (unsigned long long)d.sectors);
+		err = dm_message(dm, text, &why);
+		dm_forget(&d);
+	}
+	if (!err) {
+		tell(b, true, "group %s, disk %s: %s: all of it is compared", group, name, reason);
+		return 0;
+	}
+	tell(b, true, "group %s, disk %s: %s: all of it IS TO BE COMPARED, and %s; `asrctl boot` tries again", group,
+	     name, reason, why.text);
+	json_object_del(disk, "boot_id");
+	distrust(b, group, disk, reason);
+	return err;
 }
 
 /*
@@ -424,29 +441,26 @@ static int dirty_all(const char *dm, uint64_t sectors, struct why *why)
  */
 static void check_generation(const struct boot *b, const char *group, json_t *disk, const struct dm_search *s)
 {
+	uint64_t seen = (uint64_t)json_integer_value(json_object_get(json_object_get(disk, "log"), "generation"));
 	const char *reason = text_of(disk, "distrust");
-	json_t *log = json_object_get(disk, "log");
-	uint64_t seen = (uint64_t)json_integer_value(json_object_get(log, "generation"));
 	char path[64], text[160];
-	struct dm_device d;
-	struct why why = {0};
 	struct logdev l;
+	int err;
 
-	snprintf(path, sizeof(path), "/dev/block/%u:%u", s->asr.log_major, s->asr.log_minor);
-	if (!strcmp(text_of(disk, "boot_id"), b->boot_id) || (read_newer(path, seen, &l) && !*reason))
+	if (!strcmp(text_of(disk, "boot_id"), b->boot_id))
 		return;
-	if (!*reason && l.generation <= seen) {
+	snprintf(path, sizeof(path), "/dev/block/%u:%u", s->asr.log_major, s->asr.log_minor);
+	err = read_newer(path, seen, &l);
+	if (!*reason && err) {
+		snprintf(text, sizeof(text), "its log, %s, cannot be read: %s", path, strerror(-err));
+		reason = text;
+	} else if (!*reason && l.generation <= seen) {
 		snprintf(text, sizeof(text), "its log is of generation %llu, and %llu was seen before this boot",
 			 (unsigned long long)l.generation, (unsigned long long)seen);
 		reason = text;
 	}
-	if (*reason && !dm_read(s->name, &d, NULL)) {
-		tell(b, true, "group %s, disk %s: %s: all of it is compared", group, text_of(disk, "name"), reason);
-		if (dirty_all(s->name, d.sectors, &why))
-			tell(b, true, "group %s, disk %s: %s", group, text_of(disk, "name"), why.text);
-		dm_forget(&d);
-	}
-	note_generation(b, group, disk, path, 0);
+	if (!*reason || !dirty_all(b, group, disk, s->name, reason))
+		note_generation(b, group, disk, path, 0);
 }
 
 static enum outcome already(const struct boot *b, const char *group, json_t *disk, const struct dm_search *s)
