@@ -146,7 +146,8 @@ bool use_mounted_on(uint32_t major, uint32_t minor, char *out, size_t bytes);
 typedef int use_fn(uint32_t major, uint32_t minor, void *arg);
 int use_below(uint32_t major, uint32_t minor, use_fn *fn, void *arg);
 bool use_lies_on(uint32_t major, uint32_t minor, uint32_t on_major, uint32_t on_minor);
-uint64_t use_writes(uint32_t major, uint32_t minor);	/* that the device has seen since it is there */
+#define USE_UNKNOWN	UINT64_MAX
+uint64_t use_written(const char *device, uint32_t major, uint32_t minor);	/* sectors, since the device is there */
 
 /* --------------------------------------------------------------- insert.c */
 

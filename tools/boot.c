@@ -478,20 +478,28 @@ static enum outcome already(const struct boot *b, const char *group, json_t *dis
 /* ------------------------------------------------------------ one disk, to do */
 
 /* Has somebody written to it since the machine has it? Then its log does not know. */
-static int check_untouched(const struct boot *b, const char *group, json_t *disk, const struct place *p,
-			   struct log_at *log, struct why *why)
+static void check_untouched(const struct boot *b, const char *group, json_t *disk, const struct place *p)
+{
+	uint64_t written = use_written(p->path, p->major, p->minor);
+	char text[160];
+
+	if (written == USE_UNKNOWN)
+		snprintf(text, sizeof(text), "nobody counts what is written to %.80s", p->path);
+	else
+		snprintf(text, sizeof(text), "%llu sectors of %.80s were written before asr was there",
+			 (unsigned long long)written, p->path);
+	if (written)
+		distrust(b, group, disk, text);
+}
+
+/* What is not to be believed is told so */
+static int mark_log(const struct boot *b, const char *group, json_t *disk, struct log_at *log, struct why *why)
 {
 	const char *reason = text_of(disk, "distrust");
-	uint64_t writes = use_writes(p->major, p->minor), bytes;
 	cleanup_fd int fd = -1;
-	char text[160];
+	uint64_t bytes;
 	int err;
 
-	if (!*reason && writes) {
-		snprintf(text, sizeof(text), "%llu writes went to %.80s before asr was there",
-			 (unsigned long long)writes, p->path);
-		reason = text;
-	}
 	if (!*reason || (log->l.flags & ASR_LOGF_BROKEN))
 		return 0;
 	err = logdev_open(log->path, true, &fd, &bytes, why);
@@ -511,7 +519,7 @@ static int check_log(const struct boot *b, const char *group, json_t *disk, cons
 
 	w.generation = (uint64_t)json_integer_value(json_object_get(known, "generation"));
 	if (!logdev_match(&log->l, &w, &inner))
-		return check_untouched(b, group, disk, p, log, why);
+		return mark_log(b, group, disk, log, why);
 	return log_advice(why, inner.text, log, group, w.disk);
 }
 
@@ -540,6 +548,7 @@ static int insert_one(const char *group, json_t *disk, const struct place *p, co
 static int bring_up(const struct boot *b, const char *group, json_t *disk, const struct place *p, struct log_at *log,
 		    struct why *why)
 {
+	char dm[DM_NAME_BYTES];
 	int err;
 
 	if (!dm_have_target("asr"))
@@ -554,8 +563,12 @@ static int bring_up(const struct boot *b, const char *group, json_t *disk, const
 		err = insert_one(group, disk, p, log, why);
 	if (err)
 		return err;
+	/* the swap has waited for writes in flight; the first look could not see them, nor what came since */
+	snprintf(dm, sizeof(dm), *p->dm ? "%s" : "asr-%.64s", *p->dm ? p->dm : text_of(disk, "name"));
+	if (json_object_get(disk, "log") && !*text_of(disk, "distrust") && use_written(p->path, p->major, p->minor))
+		err = dirty_all(b, group, disk, dm, "it was written while asr was put on it");
 	boot_release(disk, true);
-	if (json_object_get(disk, "log") && !b->root)
+	if (!err && json_object_get(disk, "log") && !b->root)
 		note_generation(b, group, disk, log->path, log->l.generation);
 	tell(b, false, "group %s, disk %s: %s is protected again%s%s", group, text_of(disk, "name"), p->path,
 	     *log->path ? ", log on " : ", without a log: all of it is compared", log->path);
@@ -592,6 +605,7 @@ static enum outcome one(const struct boot *b, const char *group, json_t *disk, s
 			tell(b, true, "group %s, disk %s is missing: %s", group, text_of(disk, "name"), why->text);
 		return BOOT_WAITS;
 	}
+	check_untouched(b, group, disk, &p);
 	if (known && log_find(known, group, s.disk, &log, why)) {
 		if (!b->last)
 			return BOOT_WAITS;
