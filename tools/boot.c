@@ -500,9 +500,13 @@ static int mark_log(const struct boot *b, const char *group, json_t *disk, struc
 	uint64_t bytes;
 	int err;
 
-	if (!*reason || (log->l.flags & ASR_LOGF_BROKEN))
+	if (!*reason)
 		return 0;
 	err = logdev_open(log->path, true, &fd, &bytes, why);
+	if (!err)
+		err = logdev_read(fd, bytes, &log->l, why);
+	if (!err && log->l.flags & ASR_LOGF_BROKEN)
+		return 0;
 	if (!err)
 		err = logdev_distrust(fd, &log->l, why);
 	if (!err)
@@ -510,17 +514,22 @@ static int mark_log(const struct boot *b, const char *group, json_t *disk, struc
 	return err;
 }
 
+static int match_log(const char *group, json_t *disk, const struct place *p, const struct log_at *log, struct why *why)
+{
+	struct logdev_want w = { .group = group, .disk = text_of(disk, "name"), .sectors = p->sectors };
+
+	w.generation = (uint64_t)json_integer_value(json_object_get(json_object_get(disk, "log"), "generation"));
+	return logdev_match(&log->l, &w, why);
+}
+
 static int check_log(const struct boot *b, const char *group, json_t *disk, const struct place *p, struct log_at *log,
 		     struct why *why)
 {
-	json_t *known = json_object_get(disk, "log");
-	struct logdev_want w = { .group = group, .disk = text_of(disk, "name"), .sectors = p->sectors };
 	struct why inner = {0};
 
-	w.generation = (uint64_t)json_integer_value(json_object_get(known, "generation"));
-	if (!logdev_match(&log->l, &w, &inner))
+	if (!match_log(group, disk, p, log, &inner))
 		return mark_log(b, group, disk, log, why);
-	return log_advice(why, inner.text, log, group, w.disk);
+	return log_advice(why, inner.text, log, group, text_of(disk, "name"));
 }
 
 static int insert_one(const char *group, json_t *disk, const struct place *p, const struct log_at *log, struct why *why)
@@ -590,6 +599,8 @@ static enum outcome one(const struct boot *b, const char *group, json_t *disk, s
 	struct dm_search s = { .group = group, .disk = text_of(disk, "name") };
 	struct log_at log = { .path = "" };
 	json_t *known = json_object_get(disk, "log");
+	struct why inner = {0};
+	enum outcome o;
 	struct place p;
 	int err = 0;
 
@@ -612,11 +623,14 @@ static enum outcome one(const struct boot *b, const char *group, json_t *disk, s
 		return give_up(b, group, disk, why, -ENODEV);
 	}
 	err = bring_up(b, group, disk, &p, &log, why);
-	if (err) {
-		log_undo(&log);
-		return give_up(b, group, disk, why, err);
-	}
-	return BOOT_DONE;
+	if (!err)
+		return BOOT_DONE;
+	o = give_up(b, group, disk, why, err);
+	/* at once: files may not be writable yet, and the next boot may come before they are */
+	if (known && !match_log(group, disk, &p, &log, NULL) && mark_log(b, group, disk, &log, &inner))
+		tell(b, true, "group %s, disk %s: its log does not know of that: %s", group, s.disk, inner.text);
+	log_undo(&log);
+	return o;
 }
 
 /* ------------------------------------------------------------------- all disks */
