@@ -22,7 +22,7 @@
  * compared. A log that is another's is never written.
  *
  * Numbers of records go on above all that was ever used: what the state file
- * says plus 2^32. Where that file cannot be written, the clock is a floor, too.
+ * says plus 2^32. Where that file cannot be written, the time since it was counts, too.
  *
  * Context. Root; the initramfs included, where nothing but /run can be written.
  */
@@ -46,7 +46,7 @@
 #define PAUSE_NS	200000000
 #define WAIT_DEFAULT	"0"
 #define SEQ_STEP	(1ull << 32)
-#define SEQ_CLOCK	20		/* no host makes 2^20 records a second for years */
+#define SEQ_CLOCK	(1ull << 20)	/* no host makes as many records a second for years */
 
 enum outcome { BOOT_DONE, BOOT_ALREADY, BOOT_WAITS, BOOT_FAILED };
 static const char *const outcomes[] = { "protected", "already", "absent", "failed" };
@@ -299,13 +299,14 @@ uint64_t boot_seq(const char *state_dir, const char *group)
 
 /*
  * Above all numbers that were ever used; and noted, so that the next boot goes above
- * this one. Where that cannot be noted, the disk's log raises it (it knows), or the clock.
+ * this one. Where that cannot be noted, each second since it could counts SEQ_CLOCK.
  */
-static int first_seq(const struct boot *b, const char *group, bool log, __u64 *first, struct why *why)
+static int first_seq(const struct boot *b, const char *group, __u64 *first, struct why *why)
 {
 	cleanup_free char *text = NULL;
 	cleanup_json state = NULL;
 	uint64_t used, now = now_real_ns() / 1000000000ull;
+	struct stat st;
 	char path[512];
 	int err;
 
@@ -317,12 +318,12 @@ static int first_seq(const struct boot *b, const char *group, bool log, __u64 *f
 	text = json_dumps(state, JSON_INDENT(1));
 	if (!b->root && strcmp(b->state_dir, BOOT_DIR) && text && !file_write(path, 0600, text, strlen(text), NULL))
 		return 0;
-	if (!log && now << SEQ_CLOCK > *first)
-		*first = now << SEQ_CLOCK;
+	if (!stat(path, &st) && now > (uint64_t)st.st_mtime)
+		*first += (now - (uint64_t)st.st_mtime) * SEQ_CLOCK;
 	return 0;
 }
 
-static int make_group(const struct boot *b, const char *group, bool log, struct why *why)
+static int make_group(const struct boot *b, const char *group, struct why *why)
 {
 	struct asr_group_info info = { .index = 0 };
 	struct asr_group_create c = { .flags = 0 };
@@ -336,7 +337,7 @@ static int make_group(const struct boot *b, const char *group, bool log, struct 
 	snprintf(path, sizeof(path), "%.300s/groups/%s/group.json", b->state_dir, group);
 	err = read_json(path, &conf, why);
 	if (!err)
-		err = first_seq(b, group, log, &c.first_seq, why);
+		err = first_seq(b, group, &c.first_seq, why);
 	if (err)
 		return err;
 	snprintf(c.name, sizeof(c.name), "%s", group);
@@ -565,7 +566,7 @@ static int bring_up(const struct boot *b, const char *group, json_t *disk, const
 	if (!dm_have_target("asr"))
 		return why_set(why, ENODEV, "the kernel has no asr target: the module dm_asr cannot be loaded into "
 			       "this kernel");
-	err = make_group(b, group, json_object_get(disk, "log"), why);
+	err = make_group(b, group, why);
 	if (!err && json_object_get(disk, "log"))
 		err = check_log(b, group, disk, p, log, why);
 	if (!err)

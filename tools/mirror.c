@@ -21,7 +21,9 @@
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 
-static int copy_json(const char *from, const char *to, const char *file, const char *const *keys, struct why *why)
+/* Those keys of a file, and what is newer */
+static int copy_json(const char *from, const char *to, const char *file, const char *const *keys, json_t *newer,
+		     struct why *why)
 {
 	cleanup_free char *in = NULL, *out = NULL, *path = NULL, *target = NULL;
 	cleanup_json all = NULL;
@@ -35,6 +37,7 @@ static int copy_json(const char *from, const char *to, const char *file, const c
 	for (; *keys; keys++)
 		if (json_object_get(all, *keys))
 			json_object_set(some, *keys, json_object_get(all, *keys));
+	json_object_update(some, newer);
 	out = json_dumps(some, JSON_INDENT(1));
 	return out ? file_write(target, 0600, out, strlen(out), why) : -ENOMEM;
 }
@@ -86,6 +89,7 @@ static int save_group(const char *from, const char *to, const char *group, json_
 	static const char *const of_group[] = { "name", "ring_bytes", NULL };
 	static const char *const of_state[] = { "first_seq", "last_seq", NULL };
 	cleanup_free char *in = NULL, *out = NULL, *conf = NULL;
+	cleanup_json numbers = json_pack("{s:I}", "first_seq", (json_int_t)boot_seq(from, group));
 	json_t *disk;
 	size_t i;
 	int err;
@@ -96,9 +100,9 @@ static int save_group(const char *from, const char *to, const char *group, json_
 		return 0;	/* not whole: asrd does not know it either */
 	err = dir_make(out, 0700, why);
 	if (!err)
-		err = copy_json(in, out, "group.json", of_group, why);
+		err = copy_json(in, out, "group.json", of_group, NULL, why);
 	if (!err)
-		err = copy_json(in, out, "state.json", of_state, why);
+		err = copy_json(in, out, "state.json", of_state, numbers, why);
 	json_array_foreach(disks, i, disk)
 		if (!err)
 			err = remember_put(to, group, disk, why);
