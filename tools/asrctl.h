@@ -198,6 +198,8 @@ void log_stable(const char *path, char *out, size_t bytes);	/* a name that outli
 #define RUN_DIR		"/run/asr-boot"		/* what is through, in this boot */
 #define BOOT_DIR	"/etc/asr/boot"		/* what a boot needs to know */
 const char *boot_state_dir(const struct args *a);
+/* Waits; whoever changes what is remembered or inserted has it. Its file is the caller's to close; -1: as without */
+int boot_lock(void);
 void boot_modprobe(const char *module);
 bool boot_key(json_t *disk, char key[256]);	/* what the udev rule calls its device */
 void boot_release(json_t *disk, bool protected);	/* udev may show it */

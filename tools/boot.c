@@ -665,18 +665,24 @@ static void one_group(struct boot *b, const char *group)
 	}
 }
 
-/* One at a time, so that no disk is inserted by two */
-static void pass(struct boot *b)
+int boot_lock(void)
 {
-	cleanup_fd int lock = -1;
-	cleanup_json groups = NULL;
-	json_t *g;
-	size_t i;
+	int lock;
 
 	dir_make(RUN_DIR, 0755, NULL);
 	lock = open(RUN_DIR "/lock", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 	if (lock >= 0)
 		flock(lock, LOCK_EX);
+	return lock;
+}
+
+static void pass(struct boot *b)
+{
+	cleanup_fd int lock = boot_lock();
+	cleanup_json groups = NULL;
+	json_t *g;
+	size_t i;
+
 	b->waits = 0;
 	remember_groups(b->state_dir, &groups, NULL);
 	json_array_foreach(groups, i, g)
@@ -718,8 +724,11 @@ int boot_run(const struct args *a, struct why *why)
 	b.rows = json_object();
 	answer = json_pack("{s:o}", "disks", b.rows);
 	err = wait_all(&b, (uint64_t)s * 1000000000ull);
-	if (!b.root && !strcmp(b.state_dir, ASR_STATE_DIR))
+	if (!b.root) {
+		cleanup_fd int lock = boot_lock();
+
 		boot_mirror(b.state_dir);
+	}
 	if (a->json)
 		out_json(answer);
 	else if (!json_object_size(b.rows))

@@ -314,6 +314,7 @@ static int remember(struct protect *p, struct why *why)
 static int protect(const struct args *a, struct protect *p, struct why *why)
 {
 	struct asr_line line = { .group = p->group, .disk = p->disk };
+	cleanup_fd int lock = boot_lock();
 	int err;
 
 	err = *p->dm ? look_dm(a, p, why) : look_plain(a, p, why);
@@ -567,6 +568,7 @@ static int take_out(const struct args *a, const char *state_dir, const struct dm
 
 int disk_unprotect(const struct args *a, struct why *why)
 {
+	cleanup_fd int lock = boot_lock();
 	char state_dir[256];
 	struct dm_device x;
 	struct dm_asr asr;

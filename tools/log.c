@@ -165,6 +165,7 @@ int log_format(const struct args *a, struct why *why)
 	char group[ASR_NAME_BYTES], disk[ASR_NAME_BYTES];
 	const char *state_dir = boot_state_dir(a);
 	struct log_for f = { .group = group, .disk = disk, .yes = arg_value(a, "yes", NULL) };
+	cleanup_fd int lock = boot_lock();
 	cleanup_json record = NULL;
 	struct log_at at;
 	int err;
