@@ -23,12 +23,13 @@ state=/var/lib/asr/groups/g
 reboot() {
 	want dmsetup remove --retry lv0
 	dmsetup info lv0-asr-origin >/dev/null 2>&1 && want dmsetup remove --retry lv0-asr-origin
-	want asr-consume delete g
+	! asr-consume info g >/dev/null 2>&1 || want asr-consume delete g
 	rm -rf /run/asr-boot
 	want dmsetup create lv0 --uuid "$uuid" --table "$linear"
 	# another boot, as far as files say
 	sed -i 's/"boot_id": "[^"]*"/"boot_id": "another"/' $state/disks/*.json
 }
+sysfs() { echo "/sys/block/$(dmsetup info -c --noheadings -o blkdevname lv0)"; }
 
 mkdir -p $state
 echo '{"name": "g", "ring_bytes": 8388608}' >$state/group.json
@@ -98,13 +99,65 @@ want boot
 n=$(dirty)
 [ "$n" -ge 1 ] && [ "$n" -le 4 ] || fail "$n chunks dirty after one write"
 
-say "written without asr: all of it"
+say "discarded without asr: all of it"
 settle 2
 reboot
-dd if=/dev/urandom of="$(map lv0)" bs=4k count=1 status=none oflag=direct
+want blkdiscard -l 65536 "$(map lv0)"
 refused_nothing=$(boot 2>&1) || fail "boot: $refused_nothing"
 grep -q 'were written before asr was there: all of it is compared' <<<"$refused_nothing" || fail "boot said: $refused_nothing"
 [ "$(dirty)" = 1024 ] || fail "$(dirty) chunks dirty"
+
+say "written while asr is put on it: all of it"
+settle 2d
+want modprobe dm_delay
+want dmsetup create slow --table "0 $(sectors /dev/d0) delay /dev/d0 0 0 /dev/d0 0 8000"
+linear="0 $(sectors /dev/d0) linear $(map slow) 0" reboot
+dd if=/dev/urandom of="$(map lv0)" bs=4k count=1 status=none oflag=direct &
+in_flight() { [ "$(awk '{ print $2 }' "$(sysfs)/inflight")" = 1 ]; }
+retry_until 10 in_flight || fail "nothing in flight"
+out=$(boot 2>&1) || fail "boot: $out"
+wait $! || fail "the write"
+echo "$out"
+[ "$(dirty)" = 1024 ] || fail "$(dirty) chunks dirty after a write in flight"
+
+say "up without asr, and no file can be written: the log knows at once"
+settle 2e
+reboot
+want dmsetup remove --retry slow
+want dmsetup create lv0-asr-origin --table "0 8 zero"
+refused 'lv0-asr-origin exists and is in use' asrctl boot --root --state-dir /etc/asr/boot
+[ "$(field /dev/d2 broken)" = true ] || fail "the log does not know"
+reboot
+want boot
+[ "$(dirty)" = 1024 ] || fail "$(dirty) chunks dirty after a boot without asr"
+
+say "written, and its log is not there yet: noted before the log comes"
+settle 2f
+reboot
+dd if=/dev/urandom of="$(map lv0)" bs=4k count=1 status=none oflag=direct
+cp --sparse=never /dev/d2 /tmp/log.late
+dd if=/dev/zero of=/dev/d2 bs=4k count=2 status=none oflag=direct
+asrctl boot --wait 300 &
+retry_until 30 grep -q '"distrust": ".* were written before' $state/disks/a0.json || fail "not noted: $(cat $state/disks/a0.json)"
+kill $!
+wait $!
+cp /tmp/log.late /dev/d2 && sync
+reboot
+want boot
+[ "$(dirty)" = 1024 ] || fail "$(dirty) chunks dirty after a boot whose log was late"
+
+say "an initramfs knows an old copy: judged once more with the true files"
+settle 2g
+reboot
+sed -i 's/^{/{ "distrust": "its log has failed",/' $state/disks/a0.json
+mkdir -p /dev/block	# as udev would
+ln -s "$(readlink -f /dev/d2)" "/dev/block/$(cat "/sys/class/block/$(basename "$(readlink -f /dev/d2)")/dev")"
+want asrctl boot --root --state-dir /etc/asr/boot
+[ "$(dirty)" = 0 ] || fail "$(dirty) chunks dirty with the old copy"
+out=$(boot 2>&1) || fail "boot: $out"
+grep -q 'its log has failed: all of it is compared' <<<"$out" || fail "boot said: $out"
+[ "$(dirty)" = 1024 ] || fail "$(dirty) chunks dirty with the true files"
+! grep -q distrust $state/disks/a0.json || fail "and once more at the next run"
 
 say "a log that is older, or another one"
 settle 3
@@ -144,6 +197,35 @@ want asrctl disk unprotect a0 --forget
 [ ! -e $state/disks/a0.json ] && [ ! -e /etc/asr/boot/hold/dm-lv0 ] || fail "not forgotten"
 want boot
 
+say "no log, and no file can be written: numbers go on all the same"
+want dmsetup create lv0 --uuid "$uuid" --table "$linear"
+want protect "$(map lv0)" --name a0
+echo "{\"first_seq\": $(($(date +%s) << 20)), \"last_seq\": 1, \"was_consistent\": false}" >$state/state.json
+want mount --bind $state $state
+last=0
+for _ in 1 2; do
+	reboot
+	want mount -o remount,bind,ro $state
+	want boot
+	want mount -o remount,bind,rw $state
+	[ "$(info next_seq)" -gt $((last + 1000)) ] || fail "numbers begin at $(info next_seq), and went to $last before"
+	last=$(info next_seq) now=$(date +%s)
+	later() { [ "$(date +%s)" -gt "$now" ]; }
+	retry_until 10 later
+done
+want umount $state
+
+say "one at a time"
+exec 9>/run/asr-boot/lock
+flock 9
+asrctl disk unprotect a0 9>&- &
+retry_until 30 grep -q -- '-> FLOCK' /proc/locks || fail "it does not wait: $(cat /proc/locks)"
+dmsetup table lv0 | grep -q ' asr ' || fail "it did not wait: $(dmsetup table lv0)"
+exec 9>&-
+wait $! || fail "unprotect"
+want dmsetup remove --retry lv0
+dmsetup info lv0-asr-origin >/dev/null 2>&1 && want dmsetup remove --retry lv0-asr-origin
+
 say "a plain device"
 want dmsetup create lv0 --uuid "$uuid" --table "$linear"
 wipe() { dd if=/dev/zero of="$1" bs=1M count=16 status=none oflag=direct; }
@@ -153,7 +235,9 @@ want protect /dev/d1 --name p --meta /dev/d2
 want dmsetup remove --retry asr-p
 want asr-consume delete g
 sed -i 's/"boot_id": "[^"]*"/"boot_id": "another"/' $state/disks/*.json
-boot || fail "boot"
+echo 0 >"/sys/block/$(basename "$(readlink -f /dev/d1)")/queue/iostats"
+out=$(boot 2>&1) || fail "boot: $out"
+grep -q 'nobody counts what is written to .*: all of it is compared' <<<"$out" || fail "boot said: $out"
 dmsetup table asr-p | grep -q ' asr .* g p 2 log ' || fail "not wrapped: $(dmsetup table)"
 want asrctl disk unprotect p
 want dmsetup remove --retry lv0
