@@ -270,7 +270,7 @@ static int look_again(struct asr_target *t, struct asr_intent *n, bool fresh)
 	int r = asr_logdev_reread(&n->dev);
 
 	if (r == -ESTALE)
-		DMERR("group %s disk %s: write-intent log %s has changed since the table was loaded; load the table again",
+		DMERR("group %s disk %s: write-intent log %s has changed since the table was loaded; load it again",
 		      t->group->name, t->disk->name, t->logdev->name);
 	else if (r)	/* no reason to leave a disk suspended */
 		DMERR("group %s disk %s: write-intent log %s cannot be read (error %d): writes go on, all is compared",
