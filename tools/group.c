@@ -131,12 +131,14 @@ int group_mark(const struct args *a, struct why *why)
 
 int group_delete(const struct args *a, struct why *why)
 {
+	cleanup_fd int lock = boot_lock();
 	cleanup_json answer = NULL;
 	int err;
 
 	err = daemon_call(a, "io.asr.Group.Delete", json_pack("{s:s}", "name", a->words[0]), &answer, why);
 	if (err)
 		return err;
+	boot_mirror(boot_state_dir(a));	/* no device of its disks is held back any more */
 	if (a->json)
 		out_json(answer);
 	else

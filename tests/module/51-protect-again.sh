@@ -226,6 +226,11 @@ wait $! || fail "unprotect"
 want dmsetup remove --retry lv0
 dmsetup info lv0-asr-origin >/dev/null 2>&1 && want dmsetup remove --retry lv0-asr-origin
 
+say "a group that is deleted holds nothing back"
+touch /etc/asr/boot/hold/dm-gone
+want asrctl group delete g --control $ctl
+[ ! -e /etc/asr/boot/hold/dm-gone ] || fail "held back for ever"
+
 say "a plain device"
 want dmsetup create lv0 --uuid "$uuid" --table "$linear"
 wipe() { dd if=/dev/zero of="$1" bs=1M count=16 status=none oflag=direct; }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * asr-stubd - answers for asrd what `asrctl disk` asks it, and nothing else.
+ * asr-stubd - answers for asrd what `asrctl disk` and `group delete` ask it, and nothing else.
  *
  *   asr-stubd SOCKET GROUP...     until SIGTERM
  *
@@ -25,6 +25,9 @@ static void on_call(struct control_call *call, const char *method, json_t *param
 		control_reply(call, json_pack("{s:o}", "groups", rows), false);
 	} else if (!strcmp(method, "io.asr.Disk.List")) {
 		control_reply(call, json_pack("{s:o}", "disks", rows), false);
+	} else if (!strcmp(method, "io.asr.Group.Delete")) {
+		json_decref(rows);
+		control_reply(call, json_object(), false);
 	} else {
 		json_decref(rows);
 		control_error(call, "a stub does not know %s", method);
