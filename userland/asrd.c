@@ -232,6 +232,22 @@ static int start(struct asrd *d, const struct options *o, struct control **contr
 	return r ? r : group_load_all(d, why);
 }
 
+/* The packaged unit lets asrd write in its state folder only */
+static void check_spool_dir(const char *spool_dir)
+{
+	cleanup_free char *dir = strdup(spool_dir);
+	int r = dir ? access(dir, W_OK) : 0;
+
+	while (r && errno == ENOENT && strrchr(dir, '/') > dir) {	/* what is there of it decides */
+		*strrchr(dir, '/') = 0;
+		r = access(dir, W_OK);
+	}
+	if (r && errno == EROFS)
+		log_warn("[spool] dir = %s: asrd cannot write there (%s). If systemd keeps it from it: make the "
+			 "folder, and `systemctl edit asrd`, with the lines [Service] and ReadWritePaths=%s",
+			 spool_dir, strerror(EROFS), spool_dir);
+}
+
 int main(int argc, char **argv)
 {
 	struct options o = {
@@ -255,6 +271,8 @@ int main(int argc, char **argv)
 		return 1;
 	log_init("asrd", o.log_level);
 	harden();
+	if (o.spool_max)
+		check_spool_dir(o.spool_dir);
 	d.state_dir = o.state_dir;
 	d.device = o.device;
 	d.ring_file = o.ring_file;
