@@ -184,8 +184,8 @@ vm_start() {
 	# before anything of this project runs: that is no result, so it is started again, aloud.
 	for n in 1 2 3 4; do
 		vm_qemu "$name" "$dir" "$mem" "$append" "${args[@]}"
-		vm_begins "$name" && return 0
-		wait "${VM_PID[$name]}" 2>/dev/null
+		vm_begins "$name" "${root:+600}" && return 0
+		wait "${VM_PID[$name]}" 2>/dev/null || :
 		unset "VM_PID[$name]"
 		echo "VM $name did not come to its script (attempt $n); its last words:"
 		tail -n 3 "$dir/console.log" "$dir/qemu.log"
@@ -193,9 +193,9 @@ vm_start() {
 	fail "VM $name does not boot"
 }
 
-# Its script has begun; 1: it has ended before, or stands still, as one boot in some dozens does
-vm_begins() {
-	local end=$((SECONDS + 90 * ${ASR_SLOW:-1}))
+# Its script has begun within SECONDS; 1: it has ended before, or stands still, as one boot in some dozens does
+vm_begins() { # NAME [SECONDS]
+	local end=$((SECONDS + ${2:-90} * ${ASR_SLOW:-1}))
 	while ! grep -q '^start ' "$VM_OUT/$1/result"; do
 		vm_alive "$1" || return 1
 		if [ $SECONDS -ge $end ]; then
