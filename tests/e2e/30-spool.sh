@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# timeout: 900
+# timeout: 3600
 # The vault is away for many rings' worth of writes, and asrd and the vault are killed on the
 # way there and back: every write is a point afterwards, each what the generator's log says;
 # no resync. Native, the ring in a file. OUTAGE seconds, RATE MB/s, KILLS of each kind.
