@@ -43,7 +43,9 @@ bool batch_loses_consistency(const struct asr_rec *rec, const uint8_t *payload)
 	if (rec->kind == ASR_KIND_STATE)
 		return state->to == ASR_STATE_TRACK || state->reason == ASR_WHY_START;
 	/* one that came or grew; one that shrank too, which costs an empty resync */
-	return rec->kind == ASR_KIND_DISK && disk->sectors;
+	if (rec->kind == ASR_KIND_DISK)
+		return disk->sectors;
+	return rec->kind == ASR_KIND_RESYNC_BEGIN;	/* out of the spool (detour.c) */
 }
 
 static int add_payload(struct batch *b, struct frame_rec *f, const uint8_t *payload)

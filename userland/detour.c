@@ -21,7 +21,9 @@
  *
  * There is no resync on the detour: its records have to stand behind all that
  * was captured before the read. What was taken from the dirty map is given
- * back, and the resync begins again when it is straight.
+ * back, and the resync begins again when it is straight. Only that the copy is
+ * not consistent is said at once (RESYNC_BEGIN): when the detour begins so, and
+ * where a write was stepped over that the lower device failed.
  *
  * What is in the spool is not in the ring any more. That some may be there is
  * on file (state.json) before the first record is, and where it begins. So a
@@ -215,6 +217,27 @@ static void pause_engines(struct group *g, const char *why)
 	batch_reset(&g->batch);
 }
 
+/* From here on the copy is not consistent, whatever the records say */
+static struct asr_rec lost_rec(uint64_t seq)
+{
+	return (struct asr_rec){ .kind = ASR_KIND_RESYNC_BEGIN, .disk = ASR_DISK_NONE, .seq = seq,
+				 .time_ns = now_real_ns() };
+}
+
+/* The stream as the vault has it, up to what was sent */
+static void leave_stream(struct group *g)
+{
+	struct asr_rec lost;
+
+	g->held_consistent = resync_consistent(g->resync);
+	pause_engines(g, "the vault does not keep up, and the records go to the spool");
+	g->last_seq = g->flight_count ?
+		g->flights[(g->flight_first + g->flight_count - 1) % FLIGHTS].last_seq : g->durable_seq;
+	lost = lost_rec(g->last_seq);
+	if (!g->held_consistent)	/* was that said? If it was in the batch, it has gone with that */
+		flow_add(g, &lost, NULL);
+}
+
 static void begin(struct group *g, const char *why)
 {
 	uint64_t used = source_head(g->source) - source_tail(g->source);
@@ -236,12 +259,8 @@ static void begin(struct group *g, const char *why)
 	}
 	log_warn("group %s: ring -> spool: %s; %.0f%% of the ring are in use", g->name, why,
 		 (double)used * 100 / (double)source_bytes(g->source));
-	if (g->open) {
-		g->held_consistent = resync_consistent(g->resync);
-		pause_engines(g, "the vault does not keep up, and the records go to the spool");
-		g->last_seq = g->flight_count ?
-			g->flights[(g->flight_first + g->flight_count - 1) % FLIGHTS].last_seq : g->durable_seq;
-	}
+	if (g->open)
+		leave_stream(g);
 	spool_rewind(g->spool);
 	batch_reset(&g->spooled);
 	source_seek(g->source, detour_seq(g));
@@ -295,26 +314,43 @@ static int put(struct group *g)
 	return r;
 }
 
+static int gather(struct group *g, const struct asr_rec *rec, const uint8_t *payload, uint64_t ring_end)
+{
+	int r = batch_add(&g->spooled, rec, payload);
+
+	if (r == -ENOSPC && !(r = put(g)))
+		r = batch_add(&g->spooled, rec, payload);
+	if (r)
+		return -EAGAIN;
+	if (g->spooled.records == 1)
+		g->spooled.due_ns = now_ns() + SPOOL_DELAY_NS;
+	g->spooled.ring_end = ring_end;
+	return 0;
+}
+
 /* One record: 1; 0: none; -EAGAIN: the spool takes none now; -EBADMSG */
 static int take(struct group *g)
 {
-	uint64_t before = source_pos(g->source);
-	struct asr_rec rec;
+	uint64_t before = source_pos(g->source), end;
+	struct asr_rec rec, lost;
 	const uint8_t *payload;
-	int r = source_next(g->source, &rec, &payload);
+	int n = source_next(g->source, &rec, &payload), r = 0;
 
-	if (r <= 0)
-		return r;
-	r = batch_add(&g->spooled, &rec, payload);
-	if (r == -ENOSPC && !(r = put(g)))
-		r = batch_add(&g->spooled, &rec, payload);
+	end = source_pos(g->source);
+	if (n < 0)
+		return n;
+	if (flow_write_failed(g)) {	/* under the number of a record that was stepped over */
+		lost = lost_rec(n ? rec.seq - 1 : source_seen_seq(g->source));
+		r = gather(g, &lost, NULL, n ? before : end);
+	}
+	if (!r && n)
+		r = gather(g, &rec, payload, end);
 	if (r) {
 		source_back(g->source, before);
-		return -EAGAIN;
+		return r;
 	}
-	if (g->spooled.records == 1)
-		g->spooled.due_ns = now_ns() + SPOOL_DELAY_NS;
-	g->spooled.ring_end = source_pos(g->source);
+	if (!n)
+		return 0;
 	g->spooled.ring_payload += rec.payload_bytes;
 	g->in_bytes += rec.payload_bytes;
 	if (rec.kind == ASR_KIND_DISK)

@@ -167,13 +167,12 @@ static bool is_dirty(struct group *g)
 }
 
 /* A discarded record may be a write that the lower device failed: it is in the map then */
-static void check_discarded(struct group *g)
+bool flow_write_failed(struct group *g)
 {
 	if (source_discarded(g->source) == g->discarded)
-		return;
+		return false;
 	g->discarded = source_discarded(g->source);
-	if (is_dirty(g))
-		resync_want(g->resync);
+	return is_dirty(g);
 }
 
 void flow_saw(struct group *g, const struct asr_rec *rec, const uint8_t *payload)
@@ -195,7 +194,8 @@ static int take(struct group *g)
 	const uint8_t *payload;
 	int r = source_next(g->source, &rec, &payload);
 
-	check_discarded(g);
+	if (flow_write_failed(g))
+		resync_want(g->resync);
 	if (r <= 0)
 		return r;
 	r = flow_add(g, &rec, payload);

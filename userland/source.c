@@ -118,7 +118,7 @@ int source_next(struct source *s, struct asr_rec *rec, const uint8_t **payload)
 		s->seen_seq = rec->seq;
 		if (rec->state == ASR_REC_COMMITTED)
 			return 1;
-		s->discarded++;
+		s->discarded += rec->sectors != 0;
 	}
 	return r;
 }

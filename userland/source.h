@@ -41,7 +41,7 @@ void source_close(struct source *s, void (*closed)(void *arg), void *arg);
 /*
  * The next committed record: 1 and *rec, *payload (into the ring: good until
  * the position behind it is released); 0: none readable now; -EBADMSG: the
- * ring is nonsense. discarded counts what was stepped over.
+ * ring is nonsense. discarded counts the writes that were stepped over.
  */
 int source_next(struct source *s, struct asr_rec *rec, const uint8_t **payload);
 /* Is the next record committed or discarded, so that source_next moves on? */
@@ -71,7 +71,7 @@ uint64_t source_pos(const struct source *s);		/* the reader's */
 uint64_t source_head(const struct source *s);
 uint64_t source_tail(const struct source *s);
 uint64_t source_bytes(const struct source *s);		/* of the ring */
-uint64_t source_discarded(const struct source *s);	/* records stepped over */
+uint64_t source_discarded(const struct source *s);	/* writes stepped over */
 uint64_t source_seen_seq(const struct source *s);	/* of the last record read or stepped over */
 uint32_t source_state(const struct source *s);		/* ASR_STATE_*, the hint */
 bool source_poisoned(const struct source *s);
@@ -529,6 +529,7 @@ int flow_add(struct group *g, const struct asr_rec *rec, const uint8_t *payload)
 int flow_send(struct group *g);
 void flow_saw(struct group *g, const struct asr_rec *rec, const uint8_t *payload);	/* it is in the stream */
 bool flow_has_room(struct group *g);
+bool flow_write_failed(struct group *g);	/* is one among what was stepped over since the last call? */
 void flow_check(struct group *g);		/* has something become dirty by itself? */
 resync_emit flow_emit;			/* resync's and verify's records; arg: the group */
 void flow_run_all(void *asrd);			/* idle hook: runs what is runnable */

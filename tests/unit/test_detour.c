@@ -539,6 +539,65 @@ static void a_spool_that_is_gone(void **st)
 	assert_int_equal(place_start(), 0);
 }
 
+static void dirty_set(void)
+{
+	struct asr_dirty k = { .slot = 0, .chunk = 3, .count = 1 };
+
+	assert_int_equal(source_ioctl(g->source, ASR_IOC_DIRTY_SET, &k), 0);
+}
+
+/* A chunk is dirty for a reason that no record tells, and the vault's slowness keeps that from being said */
+static void not_consistent_when_it_begins(void **st)
+{
+	vault_up();
+	vault_answers(v.frame_no, 10, true);
+	turns(5);
+	v.room = false;
+	dirty_set();
+	flow_check(g);
+	for (int i = 0; i < 9; i++)
+		put_rec(ASR_KIND_WRITE, 128, NULL, 0);
+	await(g->detour);
+	v.room = true;
+	await(v.seq == 19);
+	assert_int_equal(place(ASR_KIND_RESYNC_BEGIN, 0), 0);
+	await(({ vault_acks(); place(ASR_KIND_RESYNC_END, 0) >= 0; }));
+	vault_acks();
+	assert_true(resync_consistent(g->resync));
+}
+
+/* A write that the lower device failed, while all goes into the spool */
+static void a_failed_write_on_the_detour(void **st)
+{
+	put(3);
+	put_rec(ASR_KIND_WRITE, 8, NULL, 0)->state = ASR_REC_DISCARDED;
+	dirty_set();
+	put(3);
+	put_rec(ASR_KIND_WRITE, 8, NULL, 0)->state = ASR_REC_DISCARDED;
+	detour_begins();
+	vault_up();
+	vault_answers(v.frame_no, 10, true);
+	await(place(ASR_KIND_RESYNC_BEGIN, 1) >= 0);
+	assert_int_equal(place(ASR_KIND_RESYNC_BEGIN, 0), 3);
+	assert_int_equal(v.seen[4].seq, 15);
+	await(({ vault_acks(); place(ASR_KIND_RESYNC_END, 0) >= 0; }));
+	assert_true(place(ASR_KIND_SYNC_ZEROES, 0) > place(ASR_KIND_WRITE, 5));
+}
+
+/* What only fills the ring up is none */
+static void a_pad_is_no_failed_write(void **st)
+{
+	dirty_set();		/* as in TRACK, of which a record behind will tell */
+	put(3);
+	put_rec(0, 0, NULL, 0)->state = ASR_REC_DISCARDED;
+	put(3);
+	detour_begins();
+	vault_up();
+	vault_answers(v.frame_no, 10, true);
+	await(place(ASR_KIND_RESYNC_BEGIN, 0) >= 0);
+	assert_int_equal(place(ASR_KIND_RESYNC_BEGIN, 0), 6);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -546,6 +605,7 @@ int main(void)
 		T(to_and_fro), T(begun_anew_until_durable), T(discarded_and_killed), T(vault_that_lost_something),
 		T(somebody_elses_spool_stays), T(a_spool_without_its_first_file),
 		T(files_that_the_vault_has_are_not_missed), T(a_spool_that_is_gone),
+		T(not_consistent_when_it_begins), T(a_failed_write_on_the_detour), T(a_pad_is_no_failed_write),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
