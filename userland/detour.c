@@ -206,6 +206,13 @@ static bool is_torn_in_front(const struct group *g)
 	return !g->spool_judged && first > g->durable_seq + 1 && first > g->spool_from + 1;
 }
 
+/* The kernel's group was made anew with numbers that the vault knows: how much of its ring is durable cannot
+   be told by them. Or asrd died before it had released the ring's very first records; the price is the same. */
+static bool is_reused(const struct group *g)
+{
+	return g->ring_is_new && g->ring_seq <= g->durable_seq;
+}
+
 /* -------------------------------------------------------- to and fro */
 
 /* No resync, no verify: what they have begun is given back */
@@ -472,9 +479,10 @@ int detour_opening(struct group *g, struct why *why)
 
 bool detour_opened(struct group *g, bool consistent, const char *vault_lost)
 {
-	bool torn = is_torn(g), torn_in_front = is_torn_in_front(g);
+	bool torn = is_torn(g), torn_in_front = is_torn_in_front(g), reused = is_reused(g);
 
 	g->spool_judged = true;
+	g->ring_is_new = false;
 	g->held_consistent = consistent;
 	spool_forget(g->spool, g->durable_seq);
 	spool_rewind(g->spool);
@@ -482,6 +490,9 @@ bool detour_opened(struct group *g, bool consistent, const char *vault_lost)
 		detour_start_over(g, "%s", vault_lost);
 	else if (g->over)
 		detour_start_over(g, "the spool was given up, and the vault has nothing of that yet");
+	else if (reused)
+		detour_start_over(g, "the kernel gives out sequence numbers that the vault has seen, from %llu on",
+				  (unsigned long long)g->ring_seq);
 	else if (torn)
 		detour_start_over(g, "the spool's end is missing");
 	else if (torn_in_front)

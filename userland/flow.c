@@ -434,6 +434,20 @@ static bool seq_behind(struct group *g)
 	       info.next_seq <= detour_seq(g);
 }
 
+/* On file now, not in a minute: a boot that follows soon begins above these numbers */
+static void note_seq(struct group *g)
+{
+	struct asr_group_info info = { .index = 0 };
+	struct why why = { "" };
+
+	memcpy(info.name, g->name, sizeof(info.name));
+	if (source_ioctl(g->source, ASR_IOC_GROUP_INFO, &info) || info.next_seq <= g->saved_seq)
+		return;
+	g->saved_seq = info.next_seq;
+	if (group_save_state(g, &why))
+		log_warn("group %s: its state file cannot be written: %s", g->name, why.text);
+}
+
 int flow_attach(struct group *g, struct why *why)
 {
 	const struct asrd *d = g->d;
@@ -464,6 +478,7 @@ int flow_attach(struct group *g, struct why *why)
 		r = engines(g);
 	if (r)
 		return r;
+	note_seq(g);
 	detour_attached(g);
 	flow_kick(g);
 	return 0;

@@ -598,6 +598,31 @@ static void a_pad_is_no_failed_write(void **st)
 	assert_int_equal(place(ASR_KIND_RESYNC_BEGIN, 0), 6);
 }
 
+/* The kernel's group was made anew and counts from a number that the vault has seen */
+static void numbers_given_twice(void **st)
+{
+	for (int again = 0; again < 2; again++) {
+		vault_acks();
+		asrd_kill();
+		cons->tail = prod->head;
+		seq = again ? 20 : 6;
+		put_start();
+		put(8);
+		v.count = 0;
+		asrd_start();
+		vault_up();
+		vault_answers(v.frame_no, v.seq, true);
+		await(v.seq == seq - 1);
+		assert_int_equal(place_start(), 0);
+		if (again)
+			continue;
+		assert_int_equal(v.seen[0].seq, 10);
+		assert_int_equal(dirty_chunks(), DISK_BYTES / (ASR_CHUNK_SECTORS * 512));
+	}
+	assert_int_equal(v.seen[0].seq, 20);		/* above all: its own record says it */
+	assert_int_equal(place(ASR_KIND_STATE, 1), -1);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -606,6 +631,7 @@ int main(void)
 		T(somebody_elses_spool_stays), T(a_spool_without_its_first_file),
 		T(files_that_the_vault_has_are_not_missed), T(a_spool_that_is_gone),
 		T(not_consistent_when_it_begins), T(a_failed_write_on_the_detour), T(a_pad_is_no_failed_write),
+		T(numbers_given_twice),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
