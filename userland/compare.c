@@ -8,6 +8,8 @@
  * sends sealed digests; they are opened here, one for each 4 KiB block whose
  * newest version one record covers wholly. From the call on, every record that is
  * put into the stream spoils the chunks it touches: of those nothing is known.
+ * A map names no call: it is kept until the reply behind it says whose it is, for
+ * a window may have been given up and asked for anew meanwhile.
  *
  * So a block that was read while the stream stood at C, and has the digest, is what
  * the copy holds at C: no record for it stands between P and C. The copy has it for
@@ -44,8 +46,9 @@ struct compare {
 	kick_fn *kick;
 	void *arg;
 	struct window *windows;
-	struct map_view view;
-	uint8_t *plain;			/* MAP_BYTES_MAX: digests of the message's frames, at their places */
+	uint8_t *map;			/* MAP_BYTES_MAX: the last that came; digests are opened where they lie */
+	struct map_view view;		/* of it */
+	bool has_map;			/* and its reply has not come yet */
 	bool opened[MAP_FRAMES_MAX];
 	bool silent;			/* the vault cannot: on this connection nobody asks again */
 	bool said;
@@ -81,15 +84,15 @@ static void say(struct compare *c, const char *what, const char *why)
 	c->said = true;
 }
 
-static void open_frames(struct compare *c, const uint8_t *body)
+static void open_frames(struct compare *c)
 {
 	for (uint32_t i = 0; i < c->view.hdr.frames; i++) {
 		const struct frame_hdr *h = c->view.frame[i];
-		const uint8_t *sealed = (const uint8_t *)(h + 1);
+		uint8_t *sealed = c->map + ((const uint8_t *)(h + 1) - c->map);
 		struct seal *s = session_seal(c, h->session);
 
 		c->opened[i] = s && !seal_open(s, h->frame_no, 1, h, sizeof(*h), sealed, h->digest_bytes,
-					       sealed + h->digest_bytes, c->plain + (sealed - body));
+					       sealed + h->digest_bytes, sealed);
 		if (!c->opened[i])
 			say(c, "the vault's digests cannot be opened", "another key sealed them, or they are damaged");
 	}
@@ -113,18 +116,16 @@ static void take_extent(struct window *w, uint64_t sector, const struct map_exte
 	memcpy(w->digest[block], digests + e->digest * ASR_DIGEST_BYTES, n * ASR_DIGEST_BYTES);
 }
 
-static void take_map(struct compare *c, struct window *w, const uint8_t *body)
+static void take_map(struct compare *c, struct window *w)
 {
 	const struct map_view *v = &c->view;
 	uint64_t sector = v->hdr.sector;
 
-	open_frames(c, body);
+	open_frames(c);
 	for (uint32_t i = 0; i < v->hdr.extents; i++) {
 		const struct map_extent *e = &v->extents[i];
-		const uint8_t *sealed = e->kind == MAP_DATA && c->opened[e->frame] ?
-					(const uint8_t *)(v->frame[e->frame] + 1) : NULL;
-
-		take_extent(w, sector, e, sealed ? c->plain + (sealed - body) : NULL);
+		take_extent(w, sector, e, e->kind == MAP_DATA && c->opened[e->frame] ?
+			    (const uint8_t *)(v->frame[e->frame] + 1) : NULL);
 		sector += e->sectors;
 	}
 	w->answered = sector;
@@ -134,20 +135,24 @@ static void take_map(struct compare *c, struct window *w, const uint8_t *body)
 
 int compare_map(struct compare *c, const uint8_t *body, size_t bytes)
 {
-	const struct msg_map *h = &c->view.hdr;
 	struct why why;
 
-	if (wire_map_parse(body, bytes, &c->view, &why)) {
+	c->has_map = false;
+	if (bytes <= MAP_BYTES_MAX)
+		memcpy(c->map, body, bytes);
+	if (wire_map_parse(c->map, bytes, &c->view, &why)) {
 		log_err("group %s: the vault sent %s", c->group, why.text);
 		return -EPROTO;
 	}
-	for (struct window *w = c->windows; w; w = w->next)
-		if (w->state == WINDOW_ASKED && w->slot == h->disk && w->answered == h->sector &&
-		    h->sectors <= w->end - w->answered) {
-			take_map(c, w, body);
-			return 0;
-		}
-	return 0;	/* of a window that was given up */
+	c->has_map = true;
+	return 0;
+}
+
+static bool map_fits(const struct compare *c, const struct window *w)
+{
+	const struct msg_map *h = &c->view.hdr;
+
+	return c->has_map && w->slot == h->disk && w->answered == h->sector && h->sectors <= w->end - w->answered;
 }
 
 static void replied(int err, json_t *p, const struct why *why, void *arg)
@@ -157,6 +162,9 @@ static void replied(int err, json_t *p, const struct why *why, void *arg)
 
 	if (w->state != WINDOW_ASKED)
 		return;
+	if (!err && map_fits(c, w))
+		take_map(c, w);
+	c->has_map &= err != 0;
 	if (err == -EREMOTEIO) {
 		c->silent |= !strncmp(why->text, "unknown-method", 14);
 		say(c, "the vault does not compare", c->silent ? "its software is older" : why->text);
@@ -257,7 +265,7 @@ int compare_create(struct ship *ship, const char *group, const uint8_t stream[AS
 {
 	struct compare *c = calloc(1, sizeof(*c));
 
-	if (!c || !(c->group = strdup(group)) || !(c->plain = malloc(MAP_BYTES_MAX))) {
+	if (!c || !(c->group = strdup(group)) || !(c->map = malloc(MAP_BYTES_MAX))) {
 		compare_destroy(c);
 		return -ENOMEM;
 	}
@@ -274,7 +282,7 @@ void compare_lost(struct compare *c)
 {
 	while (c->windows)
 		compare_forget(c->windows);
-	c->silent = c->said = false;
+	c->silent = c->said = c->has_map = false;
 }
 
 void compare_destroy(struct compare *c)
@@ -284,7 +292,7 @@ void compare_destroy(struct compare *c)
 	compare_lost(c);
 	for (int i = 0; i < SESSIONS; i++)
 		seal_destroy(c->sessions[i].seal);
-	free(c->plain);
+	free(c->map);
 	free(c->group);
 	free(c);
 }

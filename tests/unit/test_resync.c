@@ -220,30 +220,34 @@ static struct {
 	uint64_t vault_frame;
 } t;
 
+/* The oldest call; who has given up waiting gets a map all the same */
+static void answer_one(int err, const char *why)
+{
+	struct map_ask ask = calls.ask[0];
+	ship_done *done = calls.done[0];
+	void *arg = calls.arg[0];
+	struct why w;
+	size_t bytes;
+
+	calls.count--;
+	memmove(calls.ask, calls.ask + 1, sizeof(calls.ask) - sizeof(ask));
+	memmove(calls.done, calls.done + 1, sizeof(calls.done) - sizeof(done));
+	memmove(calls.arg, calls.arg + 1, sizeof(calls.arg) - sizeof(arg));
+	if (!err) {
+		uint8_t *body = make_map(&ask, t.vault, t.vault_frame, &bytes);
+
+		assert_int_equal(compare_map(t.compare, body, bytes), 0);
+		free(body);
+	}
+	why_set(&w, EIO, "%s", why ? why : "");
+	if (done)
+		done(err, NULL, &w, arg);
+}
+
 static void answer_all(int err, const char *why)
 {
-	while (calls.count) {
-		struct map_ask ask = calls.ask[0];
-		ship_done *done = calls.done[0];
-		void *arg = calls.arg[0];
-		struct why w;
-		size_t bytes;
-
-		calls.count--;
-		memmove(calls.ask, calls.ask + 1, sizeof(calls.ask) - sizeof(ask));
-		memmove(calls.done, calls.done + 1, sizeof(calls.done) - sizeof(done));
-		memmove(calls.arg, calls.arg + 1, sizeof(calls.arg) - sizeof(arg));
-		if (!done)
-			continue;
-		if (!err) {
-			uint8_t *body = make_map(&ask, t.vault, t.vault_frame, &bytes);
-
-			assert_int_equal(compare_map(t.compare, body, bytes), 0);
-			free(body);
-		}
-		why_set(&w, EIO, "%s", why ? why : "");
-		done(err, NULL, &w, arg);
-	}
+	while (calls.count)
+		answer_one(err, why);
 }
 
 static const char *missing(void *arg)
@@ -546,6 +550,32 @@ static void paused_and_limited(void **state)
 	end();
 }
 
+/* A window is given up and asked for anew: the answer to the first call is none to the second */
+static void an_answer_that_comes_late(void **state)
+{
+	static struct window w = { .name = "data", .end = 8 * ASR_CHUNK_SECTORS };
+
+	begin();
+	compare_ask(t.compare, &w, 2);
+	compare_ask(t.compare, &(struct window){ .name = "data", .sector = 8 * ASR_CHUNK_SECTORS,
+						 .end = 9 * ASR_CHUNK_SECTORS }, 2);
+	compare_lost(t.compare);
+	memset(t.vault, 0x55, CHUNK);
+	compare_ask(t.compare, &w, 2);
+	memcpy(t.vault, t.disk, CHUNK);
+	answer_one(0, NULL);
+	answer_one(-EREMOTEIO, "busy: too many calls wait");
+	memset(t.vault, 0x55, CHUNK);
+	assert_int_equal(w.state, WINDOW_ASKED);
+	answer_one(0, NULL);
+	assert_int_equal(w.state, WINDOW_READY);
+	assert_int_equal(compare_block(&w, 0, t.disk), COMPARE_DIFFERS);
+	assert_int_equal(compare_block(&w, 0, t.vault), COMPARE_SAME);
+	compare_ask(t.compare, &(struct window){ .name = "data", .end = ASR_CHUNK_SECTORS }, 2);
+	end();			/* with a call under way */
+	calls.count = 0;
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -554,6 +584,7 @@ int main(void)
 		cmocka_unit_test(spoiled_chunks_travel), cmocka_unit_test(without_an_answer_all_travels),
 		cmocka_unit_test(lost_and_opened_again), cmocka_unit_test(taken_twice),
 		cmocka_unit_test(missing_disk_keeps_the_end_away), cmocka_unit_test(paused_and_limited),
+		cmocka_unit_test(an_answer_that_comes_late),
 	};
 
 	int ret;
