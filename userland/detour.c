@@ -48,6 +48,8 @@
 
 #define AWAY_NS		5000000000ull	/* a vault that comes back sooner costs no file */
 #define RETRY_NS	10000000000ull
+#define READ_RETRY_NS	1000000000ull
+#define READ_TRIES	10
 #define SPOOL_DELAY_NS	250000000ull	/* nobody waits for these: full frames, which drain fast */
 #define SHARE_BYTES	(8u << 20)	/* of ring, in a turn */
 #define REST_MIN	(256ull << 10)
@@ -415,6 +417,21 @@ static int ship(struct group *g, const struct frame_view *v, const uint8_t *plai
 	return r || !g->batch.records ? r : flow_send(g);
 }
 
+/* Damage is for good. An error of the disk is tried some times; want of memory or descriptors passes */
+static void unreadable(struct group *g, int err, const char *why)
+{
+	bool passes = err == -ENOMEM || err == -EMFILE || err == -ENFILE || err == -EINTR;
+
+	if (err == -EBADMSG || (!passes && g->spool_read_tries >= READ_TRIES)) {
+		detour_start_over(g, "the spool is damaged: %s", why);
+		return;
+	}
+	if (!g->spool_read_tries++)
+		log_warn("group %s: the spool cannot be read: %s; it is tried again each second", g->name, why);
+	g->spool_read_ns = now_ns() + READ_RETRY_NS;
+	spool_rewind(g->spool);
+}
+
 static void drain(struct group *g)
 {
 	struct frame_view v;
@@ -422,13 +439,19 @@ static void drain(struct group *g)
 	struct why why = { "" };
 	int r = -EAGAIN;
 
+	if (now_ns() < g->spool_read_ns)
+		return;
 	while (g->open && flow_has_room(g) && (r = spool_read(g->spool, &v, &plain, &why)) == 1) {
+		uint64_t before = g->last_seq;
+
 		if (ship(g, &v, plain))
 			return;	/* the connection is given up */
 		spool_pass(g->spool);
+		if (g->last_seq > before)
+			g->spool_read_tries = 0;
 	}
 	if (r < 0 && r != -EAGAIN)
-		detour_start_over(g, "the spool is damaged: %s", why.text[0] ? why.text : strerror(-r));
+		unreadable(g, r, why.text[0] ? why.text : strerror(-r));
 }
 
 static uint64_t rest(const struct group *g)
@@ -576,6 +599,7 @@ void detour_start_over(struct group *g, const char *fmt, ...)
 	if (!spool_refused(g->spool, NULL))	/* somebody else's stays */
 		spool_discard(g->spool, NULL);
 	g->detour = g->closing = false;
+	g->spool_read_tries = 0;
 	batch_reset(&g->spooled);
 	flow_all_dirty(g);
 	if (!emit_start(g) && g->open) {

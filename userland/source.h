@@ -331,7 +331,8 @@ uint64_t spool_unread(const struct spool *s);	/* bytes written or being written,
 
 /*
  * The next frame: 1, and its view and opened payload (good until spool_pass); 0:
- * none; -EAGAIN: being read, kick comes; -EBADMSG, -EIO with why: damaged from here on.
+ * none; -EAGAIN: being read, kick comes; -EBADMSG with why: damaged from here on; others,
+ * with why or not: not to be had now, to be tried again after a rewind.
  */
 int spool_read(struct spool *s, struct frame_view *v, const uint8_t **plain, struct why *why);
 void spool_pass(struct spool *s);		/* behind that frame */
@@ -508,6 +509,8 @@ struct group {
 	bool ring_is_new;		/* it is new */
 	bool spool_judged;		/* nothing is missing before, in and behind the spool */
 	uint64_t away_ns, spool_retry_ns;	/* now_ns clock: no vault since; not again before */
+	uint64_t spool_read_ns;		/* the same for the spool's reader, after so many failures in a row */
+	unsigned int spool_read_tries;
 
 	uint64_t in_bytes, out_bytes, frames;	/* captured, sent */
 	uint64_t seen_in, seen_out, seen_ns;
