@@ -27,6 +27,17 @@ static void tell(struct resync *r, unsigned long request, uint32_t slot, uint64_
 	source_ioctl(r->a.source, request, &d);	/* the disk may have left: nothing to do then */
 }
 
+/* The end of a run becomes one of its own, or, without room for that, is read again */
+static void split(struct resync *r, const struct run *o, uint64_t chunk, uint64_t count)
+{
+	if (r->run_count < RUNS) {
+		r->runs[r->run_count++] = (struct run){ o->frame_no, chunk, count, o->slot, 0, o->pending };
+		return;
+	}
+	tell(r, ASR_IOC_DIRTY_SET, o->slot, chunk, count);
+	r->rescan = true;
+}
+
 /* Taken again: what was emitted before, or is being, no longer gives these chunks back */
 static void disown(struct resync *r, uint32_t slot, uint64_t chunk, uint64_t count)
 {
@@ -39,7 +50,7 @@ static void disown(struct resync *r, uint32_t slot, uint64_t chunk, uint64_t cou
 		if (o->slot != slot || o->chunk >= end || chunk >= o_end)
 			continue;
 		if (o->chunk < chunk && end < o_end)
-			r->runs[r->run_count++] = (struct run){ o->frame_no, end, o_end - end, slot, 0, o->pending };
+			split(r, o, end, o_end - end);
 		if (o->chunk < chunk) {
 			o->count = chunk - o->chunk;
 		} else {

@@ -4,7 +4,7 @@
 #include <fcntl.h>
 
 #include "frames.h"
-#include "source.h"
+#include "resync.h"
 
 #define CHUNKS		560u			/* 35 MiB: two windows */
 #define CHUNK		65536u
@@ -576,6 +576,30 @@ static void an_answer_that_comes_late(void **state)
 	calls.count = 0;
 }
 
+/* A great many chunks wait to be durable, and each third of them is dirty again */
+static void no_more_runs_than_there_is_room_for(void **state)
+{
+	begin();
+	disk_write();
+	resync_open(t.r, true, 2);
+	t.r->run_count = RUNS - RUNS_SLACK - 1;
+	for (uint32_t i = 0; i < t.r->run_count; i++) {
+		t.r->runs[i] = (struct run){ .frame_no = 99, .chunk = i * 3, .count = 3, .slot = i * 3 + 3 > CHUNKS };
+		if (!t.r->runs[i].slot)
+			k.dirty[i * 3 + 1] = 1;
+		for (uint32_t c = i * 3; c < i * 3 + 3 && !t.r->runs[i].slot; c++)
+			k.taken[c] = 1;
+	}
+	resync_want(t.r);
+	step();
+	step();
+	assert_int_equal(t.r->run_count, RUNS);
+	for (uint32_t i = 0; i < RUNS; i++)	/* what found no place is read again, and given back from there */
+		assert_false(t.r->runs[i].slot == 0 && t.r->runs[i].chunk == 500);
+	assert_true(k.returned > 70 && k.fetched > 170 + 70 && k.taken[500]);
+	end();
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -584,7 +608,7 @@ int main(void)
 		cmocka_unit_test(spoiled_chunks_travel), cmocka_unit_test(without_an_answer_all_travels),
 		cmocka_unit_test(lost_and_opened_again), cmocka_unit_test(taken_twice),
 		cmocka_unit_test(missing_disk_keeps_the_end_away), cmocka_unit_test(paused_and_limited),
-		cmocka_unit_test(an_answer_that_comes_late),
+		cmocka_unit_test(an_answer_that_comes_late), cmocka_unit_test(no_more_runs_than_there_is_room_for),
 	};
 
 	int ret;
