@@ -80,6 +80,7 @@ int flow_send(struct group *g)
 		if (r != -EPIPE)
 			ship_break(g->d->ship, "cannot make or send a frame");
 		g->open = false;	/* all is read again after the reconnect */
+		g->away_ns = now_ns();
 		return r;
 	}
 	*f = (struct flight){ g->pack.frame_no, b->last_seq, b->ring_end, b->ring_time_ns, b->ring_payload };

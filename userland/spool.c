@@ -293,30 +293,43 @@ void spool_close(struct spool *s)
 	free(s);
 }
 
-int spool_discard(struct spool *s, struct why *why)
+/* All that the folder holds of a spool: the first error, when all else is gone */
+static int delete_all(struct spool *s, struct why *why)
 {
 	cleanup_free char *header = NULL;
 	cleanup_free uint64_t *list = NULL;
-	int n = spool_list(s, &list);
+	int n = spool_list(s, &list), r = 0;
+
+	for (int i = 0; i < n; i++) {
+		cleanup_free char *path = spool_path(s, list[i]);
+
+		if (path && unlink(path) && errno != ENOENT && !r)
+			r = why_set(why, errno, "cannot delete %s: %s", path, strerror(errno));
+	}
+	if (r)
+		return r;	/* what is left says whose it is */
+	if (asprintf(&header, "%s/header", s->dir) < 0)
+		return -ENOMEM;
+	if (unlink(header) && errno != ENOENT)
+		return why_set(why, errno, "cannot delete %s: %s", header, strerror(errno));
+	rmdir(s->dir);
+	return 0;
+}
+
+int spool_discard(struct spool *s, struct why *why)
+{
+	int r;
 
 	spool_drop_filling(s);
 	spool_end_file(s);
 	s->pack.frame_no = s->good.frame_no;	/* nothing needs to continue anything */
 	while (spool_first(s))
 		spool_unlink(s, spool_first(s));
-	for (int i = 0; i < n; i++) {
-		cleanup_free char *path = spool_path(s, list[i]);
-
-		if (path && unlink(path) && errno != ENOENT)
-			return why_set(why, errno, "cannot delete %s: %s", path, strerror(errno));
-	}
-	if (asprintf(&header, "%s/header", s->dir) < 0)
-		return -ENOMEM;
-	if (unlink(header) && errno != ENOENT)
-		return why_set(why, errno, "cannot delete %s: %s", header, strerror(errno));
-	rmdir(s->dir);
+	r = delete_all(s, why);
 	spool_rewind(s);
 	s->last_seq = 0;
+	if (r)
+		return r;
 	if (s->state != SPOOL_OFF)
 		s->state = SPOOL_WELL;
 	if (s->state == SPOOL_WELL)
