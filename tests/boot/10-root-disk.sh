@@ -107,7 +107,7 @@ for n in two three; do
 	say "power cut; up again as $n"
 	before=$(shipped)
 	boot "$n"
-	run_in "$n" 200 was_early
+	run_in "$n" 400 was_early
 	run_in "$n" 900 'await_drained 800; asrctl disk show root'
 	after=$(shipped)
 	say "$((after - before)) KiB at the vault after this cut, $full KiB for the first copy"
@@ -124,7 +124,7 @@ before=$(shipped)
 vm_off three 600
 keep_log three
 boot four
-run_in four 200 was_early
+run_in four 400 was_early
 run_in four 600 'await_drained 500; asrctl status; asrctl disk list'
 after=$(shipped)
 say "$((after - before)) KiB at the vault after a reboot"

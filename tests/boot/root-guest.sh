@@ -83,5 +83,13 @@ was_early() {
 	dmsetup table vg0-data | grep -q ' asr .* g data 2 log ' || fail "data: $(dmsetup table vg0-data)"
 	asrctl boot || fail "asrctl boot"
 	systemctl is-failed -q asr-boot && fail "asr-boot.service has failed"
-	return 0
+	asrd_was_later
+}
+asrd_was_later() {
+	local judged began
+	retry_until 120 systemctl is-active -q asr-boot asrd || fail "not up: $(systemctl status asr-boot asrd)"
+	judged=$(systemctl show -p ExecMainExitTimestampMonotonic --value asr-boot)
+	began=$(systemctl show -p ExecMainStartTimestampMonotonic --value asrd)
+	[ "$began" -ge "$judged" ] || fail "asrd began at $began us, before asr-boot was through at $judged us"
+	! journalctl -b --no-pager | grep -i 'ordering cycle' || fail "units wait for each other"
 }
