@@ -97,6 +97,7 @@ run_in one 900 'await_drained 800'
 run_in one 120 initrd_out > "$VM_OUT/size"
 cat "$VM_OUT/size"
 full=$(shipped)
+run_in one 60 stale_hold
 run_in one 120 stamps_on
 retry_until 300 stamped one || fail "the workload writes nothing"
 vm_kill one
@@ -108,6 +109,7 @@ for n in two three; do
 	before=$(shipped)
 	boot "$n"
 	run_in "$n" 400 was_early
+	[ "$n" != two ] || run_in "$n" 200 stale_is_shown
 	run_in "$n" 900 'await_drained 800; asrctl disk show root'
 	after=$(shipped)
 	say "$((after - before)) KiB at the vault after this cut, $full KiB for the first copy"
@@ -128,6 +130,7 @@ run_in four 400 was_early
 run_in four 600 'await_drained 500; asrctl status; asrctl disk list'
 after=$(shipped)
 say "$((after - before)) KiB at the vault after a reboot"
+run_in four 300 held_again
 vm_off four 600
 vaultd_stop
 

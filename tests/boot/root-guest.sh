@@ -7,6 +7,8 @@
 #   stamps_on       asr-stamp over a file on the data volume, its log to the host
 #   drained         all that was written is durable at the vault, and consistent
 #   was_early       capture was on before the root and the data volume were mounted, in this boot
+#   stale_hold      a device is held back that nobody knows any more; stale_is_shown: it is shown all the same
+#   held_again      a volume that comes back in the same boot is held back again, and protected
 # shellcheck source=tests/lib.sh
 . /asr/lib.sh
 
@@ -92,4 +94,22 @@ asrd_was_later() {
 	began=$(systemctl show -p ExecMainStartTimestampMonotonic --value asrd)
 	[ "$began" -ge "$judged" ] || fail "asrd began at $began us, before asr-boot was through at $judged us"
 	! journalctl -b --no-pager | grep -i 'ordering cycle' || fail "units wait for each other"
+}
+
+stale_hold() {
+	want touch /etc/asr/boot/hold/dm-vg0-spare
+	sync
+}
+shown() { [ -e "/run/asr-boot/dm-$1" ] && ! udevadm info "/dev/mapper/$1" | grep -q 'SYSTEMD_READY=0'; }
+stale_is_shown() {
+	retry_until 100 shown vg0-spare || fail "it is hidden for ever: $(udevadm info /dev/mapper/vg0-spare)"
+}
+
+held_again() {
+	back() { shown vg0-data && dmsetup table vg0-data | grep -q ' asr .* g data 2 log '; }
+	want umount /data
+	want lvchange -an vg0/data
+	want lvchange -ay vg0/data
+	retry_until 100 back || fail "unprotected: $(dmsetup table vg0-data; udevadm info /dev/mapper/vg0-data)"
+	want mount /data
 }
