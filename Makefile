@@ -30,8 +30,8 @@ UNITS	:= $(patsubst tests/unit/%.c,$(B)/tests/unit/%,$(wildcard tests/unit/*.c))
 FUZZERS	:= $(patsubst tests/fuzz/%.c,$(B)/fuzz/%,$(wildcard tests/fuzz/*.c))
 MAN	:= $(patsubst docs/%.scd,$(B)/man/%,$(wildcard docs/*.scd))
 
-.PHONY: all help setup deps kernels modules userland tests units check check-fs check-kernels demo bench bench-kernel \
-	bench-pipeline bench-resync bench-rpo fuzz fuzz-build style man install dkms-install \
+.PHONY: all help setup deps kernels modules userland tests units check check-fs check-kernels check-debug demo \
+	bench bench-kernel bench-pipeline bench-resync bench-rpo fuzz fuzz-build style man install dkms-install \
 	deb check-deb check-boot check-more soak-cuts soak-outage clean
 .DEFAULT_GOAL := all
 
@@ -72,6 +72,10 @@ FS_SECONDS ?= 3
 check-fs: deps			## file-system tests over asr and over dm-linear, ext4 and xfs; about half an hour
 	@$(MAKE) --no-print-directory modules userland tests
 	@tests/fs/run.sh $(FS_SECONDS)
+
+check-debug: deps		## the module tests on a debug kernel (KASAN, lockdep, kmemleak, failing allocations)
+	@$(MAKE) --no-print-directory userland tests
+	@tests/debug/check.sh
 
 bench: deps			## all figures: tables, and JSON under build/bench/
 	@$(MAKE) --no-print-directory bench-kernel bench-pipeline bench-resync bench-rpo

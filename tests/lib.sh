@@ -4,6 +4,7 @@
 # lib.sh - small words for tests; sourced on the host and in the guest.
 
 ASR_TOP=${ASR_TOP:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}
+ASR_SLOW=${ASR_SLOW:-1}		# how many times slower than usual things may be
 
 say() { echo "[$(date +%T.%3N)] $*"; }
 fail() { echo "FAIL: $*" >&2; exit 1; }
@@ -30,7 +31,7 @@ refused() {
 
 # retry_until SECONDS CMD...: until CMD succeeds.
 retry_until() {
-	local end=$((SECONDS + $1))
+	local end=$((SECONDS + $1 * ASR_SLOW))
 	shift
 	until "$@"; do
 		[ $SECONDS -lt $end ] || { echo "not within the time: $*" >&2; return 1; }

@@ -121,14 +121,15 @@ vm_plain() {
 
 # vm_plain_kernel BZIMAGE OUT: the kernel as an ELF file, where that saves time:
 # the guest unpacks zstd in 2 s under emulation. A bzImage says where its payload
-# is (Documentation/arch/x86/boot.rst); the last 4 bytes are its unpacked length.
+# is (Documentation/arch/x86/boot.rst); the last 4 bytes are its unpacked length. QEMU
+# boots an ELF file that names its PVH entry (Xen note 18) only.
 vm_plain_kernel() {
 	local sects off len
 	sects=$(od -An -tu1 -j $((0x1f1)) -N1 "$1" | tr -d ' ')
 	off=$(od -An -tu4 -j $((0x248)) -N4 "$1" | tr -d ' ')
 	len=$(od -An -tu4 -j $((0x24c)) -N4 "$1" | tr -d ' ')
 	tail -c +$(((sects + 1) * 512 + off + 1)) "$1" | head -c $((len - 4)) | zstd -dcq >"$2.new" 2>/dev/null
-	if [ "$(head -c 4 "$2.new")" = $'\x7fELF' ]; then
+	if [ "$(head -c 4 "$2.new")" = $'\x7fELF' ] && readelf -nW "$2.new" 2>/dev/null | grep -q '^ *Xen.*(0x00000012)'; then
 		mv "$2.new" "$2"
 	else
 		rm -f "$2.new"
@@ -138,7 +139,12 @@ vm_plain_kernel() {
 
 vm_build_kernel() {
 	local series=$1 root=$ASR_TOP/build/kernels/$1 out=$VM_CACHE/$1 d v
-	[ -e "$root/version" ] || "$ASR_TOP/tests/setup.sh" kernels "$series" || return 1
+	if [ ! -e "$root/version" ]; then
+		case $series in
+		debug) "$ASR_TOP/tests/debug/kernel.sh" ;;
+		*) "$ASR_TOP/tests/setup.sh" kernels "$series" ;;
+		esac || return 1
+	fi
 	v=$(cat "$root/version")
 	mkdir -p "$out"
 	if [ ! "$out/modules.img" -nt "$root/version" ]; then
@@ -185,7 +191,7 @@ vm_build_project() {
 	for f in "$b/module/$series"/*.ko; do
 		[ ! -e "$f" ] || cp "$f" "$d/"
 	done
-	cp "$ASR_TOP/tests/vm/guest-init" "$ASR_TOP/tests/vm/guest-agent" "$d/"
+	cp "$ASR_TOP/tests/vm/guest-init" "$ASR_TOP/tests/vm/guest-agent" "$ASR_TOP/tests/vm/debug-agent" "$d/"
 	cp "$ASR_TOP/tests/lib.sh" "$d/lib.sh"
 	[ -z "$script" ] || cp "$script" "$d/test.sh"
 	for f; do

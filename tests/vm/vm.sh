@@ -22,6 +22,7 @@
 #   vm_exec NAME [-t SEC] CMD run a command in the guest: its output, its status
 #   vm_wait NAME SECONDS      wait for the end, and judge it: 0, 77 or 1
 #   vm_run NAME SERIES ...    start and wait (VM_TIMEOUT, default 120 s)
+#   ASR_SLOW=N                all limits N-fold, here and in the guest
 #   vm_kill NAME              power cut: SIGKILL; then judge the kernel's log
 #   vm_log_clean NAME         judge the kernel's log now
 #   expect_klog REGEX         (lib.sh) before vm_start: allowed in all VMs' logs
@@ -53,7 +54,8 @@ VM_EXPECT=()
 
 vm_ro=cache=unsafe,read-only=on,format=raw,if=none
 vm_alarm='WARNING:|BUG:|kernel BUG|Oops|general protection|Call Trace|Kernel panic|KASAN|UBSAN'
-vm_alarm+='|kmemleak:|possible .*(deadlock|recursive locking)|circular locking|suspicious RCU'
+vm_alarm+='|kmemleak: [0-9]+ new|unreferenced object|ODEBUG:|DEBUG_LOCKS_WARN|non-static key'
+vm_alarm+='|turning off the locking|possible .*(deadlock|recursive locking)|circular locking|suspicious RCU'
 vm_alarm+='|inconsistent lock state|held lock|sleeping function|scheduling while atomic'
 vm_alarm+='|soft lockup|hard LOCKUP|blocked for more than|self-detected stall|detected stalls'
 vm_alarm+='|refcount_t:|list_(add|del) corruption|page allocation failure|Out of memory|oom-kill'
@@ -145,6 +147,9 @@ vm_start() {
 		shift
 	done
 	[ -r "$script" ] || [ -n "$root" ] || fail "vm_start: no script '$script'"
+	# the debug kernel keeps a byte about each eight, and freed memory for a while
+	[ "$series" != debug ] || mem=$((mem * 2))
+	[ "$ASR_SLOW" = 1 ] || append+=" asr.slow=$ASR_SLOW"
 	[ -z "${VM_PID[$name]:-}" ] || fail "vm_start: $name is running"
 	vm_prepare "$series"
 	rm -rf "$dir"
@@ -334,7 +339,7 @@ vm_off() {
 
 vm_run() {
 	vm_start "$@"
-	vm_wait "$1" "${VM_TIMEOUT:-120}"
+	vm_wait "$1" $((${VM_TIMEOUT:-120} * ASR_SLOW))
 }
 
 vm_kill() {
