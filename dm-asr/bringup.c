@@ -122,6 +122,8 @@ static int read_bitmap(struct asr_intent *l)
 	return 0;
 }
 
+static char no_memory[] = "out of memory";
+
 static char *load(struct asr_intent *l, struct asr_target *t)
 {
 	char *wrong = asr_logdev_open(&l->dev, t, t->group->name, t->disk->name);
@@ -130,7 +132,7 @@ static char *load(struct asr_intent *l, struct asr_target *t)
 	if (wrong)
 		return wrong;
 	if (asr_intent_alloc_map(&l->map, ((l->sectors - 1) >> l->shift) + 1))
-		return "out of memory";
+		return no_memory;
 	if (le64_to_cpu(l->dev.super.sectors) == l->sectors && read_bitmap(l))
 		return "log: the log device cannot be read";
 	return NULL;
@@ -162,21 +164,22 @@ static void take_slot(struct asr_target *t, u64 slot)
 int asr_intent_ctr(struct asr_target *t, const char *path)
 {
 	struct dm_target *ti = t->ti;
+	int r = dm_get_device(ti, path, dm_table_get_mode(ti->table), &t->logdev);
 
-	if (dm_get_device(ti, path, dm_table_get_mode(ti->table), &t->logdev)) {
+	if (r) {
 		t->logdev = NULL;
 		ti->error = "log: cannot open the log device";
-		return -ENODEV;
+		return r;
 	}
 	t->intent = create(t->logdev->bdev);
-	ti->error = t->intent ? load(t->intent, t) : "out of memory";
+	ti->error = t->intent ? load(t->intent, t) : no_memory;
 	if (!ti->error) {
 		take_slot(t, le64_to_cpu(t->intent->dev.super.slot));
 		return 0;
 	}
 	destroy(t->intent);
 	dm_put_device(ti, t->logdev);
-	return -EINVAL;
+	return ti->error == no_memory ? -ENOMEM : -EINVAL;
 }
 
 /* ------------------------------------------------------------------ bring-up */
