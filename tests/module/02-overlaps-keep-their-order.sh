@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # Writes that overlap in flight end in the ring as on the disk, captured or not, however hard they come.
+SERIES=6.12
 # shellcheck source=tests/module/host.sh
 . "$(dirname "$0")/host.sh" 2>/dev/null || . /asr/in/host.sh
 
