@@ -229,9 +229,13 @@ static void undo_suspend(void)
 
 static int open_device(void)
 {
-	char path[512];
+	struct dm_ioctl *d = request(0);
+	char path[64];
+	int r = call(dm, DM_DEV_STATUS, d);
 
-	snprintf(path, sizeof(path), "/dev/mapper/%s", name);
+	if (r)
+		return r;
+	snprintf(path, sizeof(path), "/dev/dm-%u", minor(d->dev));	/* there is no udev */
 	dev = open(path, O_RDWR | O_DIRECT | O_CLOEXEC);
 	return dev < 0 ? -errno : 0;
 }
