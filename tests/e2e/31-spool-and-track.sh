@@ -12,7 +12,6 @@ if [ -n "${ASR_GUEST:-}" ]; then
 	printf '[spool]\nmax = 8M\n' > /etc/asr/asrd.conf
 	source_up 2 1M
 	stamp_start --threads 4 --rate 60 --max-bytes 32768
-	sleep 3		# some history before the outage
 	echo loaded
 	state() { group_json | grep -q "\"state\": *\"$1\""; }
 	retry_until 120 state spooling || { asrctl status; fail "the spool is not used"; }
