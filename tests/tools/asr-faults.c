@@ -37,7 +37,7 @@ static void *page;
 struct step {
 	const char *name;
 	int (*run)(void);	/* 0 or -errno */
-	void (*undo)(void);	/* after a success that is not the last one */
+	void (*undo)(void);	/* after a success that is not the last one; NULL: there is one only */
 	void (*gone)(void);	/* after a failure: nothing of it is left */
 };
 
@@ -191,6 +191,21 @@ static void undo_map(void)
 	munmap(mapped, 4 << 20);
 }
 
+/* What was captured is done with: a full ring would mean TRACK, and other answers */
+static void consume(void)
+{
+	volatile struct asr_ring_consumer *cons = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, member,
+						       ASR_MMAP_CONSUMER);
+	const volatile struct asr_ring_producer *prod = mmap(NULL, 4096, PROT_READ, MAP_SHARED, member,
+							      ASR_MMAP_PRODUCER);
+
+	if (cons == MAP_FAILED || prod == MAP_FAILED)
+		die("mmap");
+	__atomic_store_n(&cons->tail, __atomic_load_n(&prod->head, __ATOMIC_ACQUIRE), __ATOMIC_RELEASE);
+	munmap((void *)cons, 4096);
+	munmap((void *)prod, 4096);
+}
+
 static int create_device(void) { return simple(DM_DEV_CREATE, 0); }
 static int remove_device(void) { return simple(DM_DEV_REMOVE, 0); }
 static int load(void) { return load_sectors(sectors / 2); }
@@ -300,23 +315,23 @@ static const struct step steps[] = {
 	{ "mark", mark, nothing, nothing },
 	{ "message dirty", dirty, nothing, nothing },
 	{ "open device", open_device, undo_open_device, nothing },
-	{ "write 4 KiB", write_small, nothing, nothing },
-	{ "write 1 MiB", write_large, nothing, nothing },
-	{ "write zeroes", zero_out, nothing, nothing },
-	{ "discard", discard, nothing, nothing },
-	{ "flush", flush, nothing, nothing },
+	{ "write 4 KiB", write_small, consume, consume },
+	{ "write 1 MiB", write_large, consume, consume },
+	{ "write zeroes", zero_out, consume, consume },
+	{ "discard", discard, consume, consume },
+	{ "flush", flush, consume, consume },
 	{ "fetch dirty", fetch, nothing, nothing },
 	{ "return dirty", give_back, nothing, nothing },
 	{ "suspend", suspend, undo_suspend, nothing },
 	{ "resume again", resume, nothing, nothing },
 	{ "load a larger table", grow, undo_load, nothing },
 	{ "resume with it", resume, nothing, nothing },
-	{ "write 1 MiB into it", write_large, nothing, nothing },
+	{ "write 1 MiB into it", write_large, consume, consume },
 };
 
 static const struct step last_steps[] = {
-	{ "remove device", remove_device, nothing, nothing },
-	{ "delete group", delete_group, nothing, nothing },
+	{ "remove device", remove_device, NULL, nothing },
+	{ "delete group", delete_group, NULL, nothing },
 };
 
 /* ------------------------------------------------------------- injection */
@@ -363,6 +378,8 @@ static void walk(const struct step *s)
 		}
 		if (!r) {
 			survived++;
+			if (!s->undo)
+				break;	/* it is done, and cannot be done again */
 			s->undo();
 		} else {
 			if (!means_memory(s, r))
