@@ -637,6 +637,7 @@ int asr_disk_get(struct asr_target *t, const char *group, const char *name)
 	r = asr_dirty_alloc(&t->spare, t->sectors, 0);
 	if (r || !fresh) {
 		t->ti->error = r == -EFBIG ? "disk too large: at most 128 TiB" : "out of memory";
+		asr_dirty_free(&t->spare);
 		kfree(fresh);
 		return r ?: -ENOMEM;
 	}

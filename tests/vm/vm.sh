@@ -54,7 +54,7 @@ VM_EXPECT=()
 
 vm_ro=cache=unsafe,read-only=on,format=raw,if=none
 vm_alarm='WARNING:|BUG:|kernel BUG|Oops|general protection|Call Trace|Kernel panic|KASAN|UBSAN'
-vm_alarm+='|kmemleak: [0-9]+ new|unreferenced object|ODEBUG:|DEBUG_LOCKS_WARN|non-static key'
+vm_alarm+='|unreferenced object|ODEBUG:|DEBUG_LOCKS_WARN|non-static key'
 vm_alarm+='|turning off the locking|possible .*(deadlock|recursive locking)|circular locking|suspicious RCU'
 vm_alarm+='|inconsistent lock state|held lock|sleeping function|scheduling while atomic'
 vm_alarm+='|soft lockup|hard LOCKUP|blocked for more than|self-detected stall|detected stalls'
