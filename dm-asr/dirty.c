@@ -264,7 +264,11 @@ int asr_dirty_ack(struct asr_group *g, const struct asr_dirty *arg)
 
 int asr_dirty_set(struct asr_group *g, const struct asr_dirty *arg)
 {
-	return for_range(g, arg, mark_chunk, asr_intent_want_locked);
+	int r = for_range(g, arg, mark_chunk, asr_intent_want_locked);
+
+	if (r || !arg->count)
+		return r;
+	return asr_intent_settle(g, arg->slot, arg->chunk * ASR_CHUNK_SECTORS, arg->count * ASR_CHUNK_SECTORS);
 }
 
 static void return_piece(struct asr_map *m, u64 from, u64 end)

@@ -222,6 +222,7 @@ struct asr_group {
 	struct work_struct release_work;
 	struct work_struct report_work;
 	wait_queue_head_t poll;
+	wait_queue_head_t settled;	/* a log has become durable, or broken */
 };
 
 /* One asr target in one table. */
@@ -338,6 +339,7 @@ void asr_dirty_set_regions_locked(struct asr_disk *d, const unsigned long *bits,
 void asr_dirty_resize_locked(struct asr_disk *d, struct asr_map *bigger);
 int asr_dirty_fetch(struct asr_group *g, struct asr_dirty *arg);
 int asr_dirty_ack(struct asr_group *g, const struct asr_dirty *arg);
+/* May sleep until the disk's log has it. Also -EINTR: set, and perhaps not on the log. */
 int asr_dirty_set(struct asr_group *g, const struct asr_dirty *arg);
 void asr_dirty_return(struct asr_group *g);
 
@@ -359,6 +361,8 @@ static inline bool asr_intent_covers_locked(const struct asr_intent *l, u64 sect
 bool asr_intent_enter_locked(struct asr_intent *l, u64 sector, u64 sectors);
 /* Chunks have become dirty without a write. d->intent may be NULL, here and below. */
 void asr_intent_want_locked(struct asr_disk *d, u64 sector, u64 sectors);
+/* Until what was wanted of these sectors is durable, and not for the log of a suspended disk. 0, -EINTR: killed. */
+int asr_intent_settle(struct asr_group *g, u32 slot, u64 sector, u64 sectors);
 /* Chunks were acknowledged. */
 void asr_intent_touch_locked(struct asr_disk *d, u64 sector, u64 sectors);
 int asr_intent_durable(struct asr_group *g, const struct asr_durable *arg);

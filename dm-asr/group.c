@@ -333,6 +333,7 @@ static struct asr_group *alloc_group(const char *name, u64 ring_bytes, u64 first
 	INIT_WORK(&g->release_work, release_work);
 	INIT_WORK(&g->report_work, report_work);
 	init_waitqueue_head(&g->poll);
+	init_waitqueue_head(&g->settled);
 	return g;
 }
 

@@ -184,6 +184,35 @@ void asr_intent_want_locked(struct asr_disk *d, u64 sector, u64 sectors)
 	asr_intent_kick_locked(l);
 }
 
+static bool settled(struct asr_group *g, u32 slot, u64 sector, u64 sectors)
+{
+	struct asr_intent *l;
+	struct asr_disk *d;
+	bool yes = true;
+	u64 last;
+
+	spin_lock_irq(&g->lock);
+	d = slot < ASR_DISKS_MAX ? g->disks[slot] : NULL;
+	l = d ? d->intent : NULL;
+	if (l && !l->broken && !l->stopped) {
+		last = last_of(l, sector, sectors);
+		yes = l->open && find_next_bit(l->map.want, last + 1, sector >> l->shift) > last;
+	}
+	spin_unlock_irq(&g->lock);
+	return yes;
+}
+
+/* By slot, as disk and log may go meanwhile. The log's I/O ends, or it is given up: so does this. */
+int asr_intent_settle(struct asr_group *g, u32 slot, u64 sector, u64 sectors)
+{
+	long r;
+
+	do	/* a log that goes, or stops, wakes nobody */
+		r = wait_event_killable_timeout(g->settled, settled(g, slot, sector, sectors), HZ / 4);
+	while (!r);
+	return r < 0 ? -EINTR : 0;
+}
+
 /* Chunks were acknowledged: read from the disk, and perhaps not yet durable there. */
 void asr_intent_touch_locked(struct asr_disk *d, u64 sector, u64 sectors)
 {
@@ -268,6 +297,7 @@ void asr_intent_break(struct asr_intent *l, int err)
 		if (t->disk == d)
 			queue_work(asr_wq, &t->event_work);
 	spin_unlock_irq(&g->lock);
+	wake_up_all(&g->settled);
 	asr_intent_tell(l);
 	DMERR("group %s disk %s: write-intent log %u:%u is broken (error %d): writes go on, %s",
 	      g->name, d->name, MAJOR(l->dev.bdev->bd_dev), MINOR(l->dev.bdev->bd_dev), err,
@@ -338,6 +368,7 @@ int asr_intent_commit(struct asr_intent *l)
 	if (!r)
 		release_locked(l);
 	spin_unlock_irq(&g->lock);
+	wake_up_all(&g->settled);
 	return r;
 }
 

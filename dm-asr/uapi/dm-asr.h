@@ -295,7 +295,10 @@ struct asr_disk_info {
  * them, is moved from dirty to taken and returned. ENODATA: no such run.
  * EAGAIN: writes that no record holds are still in flight, ask again soon.
  * EBUSY: the group is in TRACK. ACK: count chunks from chunk leave taken, for
- * they are durable at the vault. SET: they become dirty. All of taken returns
+ * they are durable at the vault. SET: they become dirty, and a power cut after its
+ * return does not forget it where the disk has a write-intent log (but one that is
+ * broken, or the log of a suspended disk); it waits for that log for as long as
+ * writes do, some 10 s at most. EINTR: killed meanwhile. All of taken returns
  * to dirty at ASR_IOC_DIRTY_RETURN and whenever a consumer attaches.
  */
 struct asr_dirty {

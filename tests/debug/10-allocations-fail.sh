@@ -21,14 +21,14 @@ echo 0 >/sys/kernel/debug/fail_page_alloc/ignore-gfp-highmem
 echo 0 >/sys/kernel/debug/fail_page_alloc/min-order
 
 n=$(sectors /dev/d0)
+say "options: a write-intent log"
+want asr-logdev format /dev/d2 g a0 $((n / 2)) 1024	# it grows with the disk
+want asr-faults g a0 /dev/d0 "$n" 2 log /dev/d2
 for opts in '' '1 strict' '2 throttle_ms 50'; do
 	say "options: ${opts:-none}"
 	# shellcheck disable=SC2086
 	want asr-faults g a0 /dev/d0 "$n" $opts
 done
-say "options: a write-intent log"
-want asr-logdev format /dev/d2 g a0 "$n" 1024
-want asr-faults g a0 /dev/d0 "$n" 2 log /dev/d2
 
 # a consumer beside it: what was captured while allocations failed is what is on the disk
 group $((4 << 20))

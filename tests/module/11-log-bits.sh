@@ -55,6 +55,25 @@ on
 [ "$(info dirty_chunks)" = "$(chunks_of 4)" ] || fail "$(info dirty_chunks) dirty chunks, not those of 4 regions"
 [ "$(info next_seq)" -lt $((high + 1000)) ] || fail "numbers were raised within the life of a group"
 
+say "made dirty by decree: not before the log has it"
+retry_until 120 opened
+want dmsetup remove --retry a0
+want dmsetup create log --table "0 $(sectors /dev/d1) linear /dev/d1 0"
+want dmsetup create a0 --table "0 $n asr /dev/d0 0 g a0 2 log $(map log)"
+retry_until 120 opened || fail "not opened: $(dmsetup status a0)"
+want dmsetup suspend --noflush log
+dmsetup message a0 0 dirty $((50 * region)) 1 &
+decree=$!
+waits() { [ "$(cat /proc/$decree/wchan)" = asr_intent_settle ] || ! kill -0 $decree 2>/dev/null; }
+retry_until 60 waits && kill -0 $decree || fail "it did not wait"
+[ "$(asr-logdev bits /dev/d1 | grep -cx 50)" = 0 ] || fail "on the log already"
+want dmsetup resume log
+wait $decree || fail "it failed"
+[ "$(asr-logdev bits /dev/d1 | grep -cx 50)" = 1 ] || fail "not on the log: $(asr-logdev bits /dev/d1 | paste -sd,)"
+asr_off 0
+want dmsetup remove --retry log
+on
+
 say "a clean end"
 drain_on log --sync "a0=$(map a0)" --durable
 retry_until 240 clean || fail "not in sync"
