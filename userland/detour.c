@@ -163,23 +163,23 @@ int detour_open(struct group *g)
 	return spool_open(g->d->loop, g->d->spool_dir, g->d->spool_max, &o, &g->pack, &spool_ops, g, &g->spool);
 }
 
-/* The first record that the ring still has, when asrd attaches to it */
-static void look_at_ring(struct group *g)
+/* The number of the next record to be read, be it there or not; 0: it cannot be known */
+static uint64_t next_in_ring(struct group *g, bool *is_new)
 {
 	struct asr_group_info info = { .index = 0 };
+	uint64_t seq;
 
 	memcpy(info.name, g->name, sizeof(info.name));
 	if (source_ioctl(g->source, ASR_IOC_GROUP_INFO, &info))	/* first: a record that comes now has that number */
 		info.next_seq = 0;
-	g->ring_seq = source_first(g->source, &g->ring_is_new);
-	if (!g->ring_seq)
-		g->ring_seq = info.next_seq;
+	seq = source_first(g->source, is_new);
+	return seq ? seq : info.next_seq;
 }
 
 void detour_attached(struct group *g)
 {
 	g->attachment++;
-	look_at_ring(g);
+	g->ring_seq = next_in_ring(g, &g->ring_is_new);
 	g->spool_judged |= !g->spooling;
 	batch_reset(&g->spooled);
 	if (spool_has_content(g->spool))
@@ -584,11 +584,17 @@ static int note_over(struct group *g, struct why *why)
 	return group_save_state(g, why);
 }
 
+/*
+ * It goes on under the number of the last record that was read, be it lost or not: one that had its turn already
+ * would name two states of the disks, and the earlier of them could not be restored any more.
+ */
 void detour_start_over(struct group *g, const char *fmt, ...)
 {
 	struct why why = { "" };
 	char text[256];
+	uint64_t next;
 	va_list ap;
+	bool is_new;
 
 	va_start(ap, fmt);
 	vsnprintf(text, sizeof(text), fmt, ap);
@@ -596,6 +602,10 @@ void detour_start_over(struct group *g, const char *fmt, ...)
 	log_err("group %s: the stream begins anew: %s. All disks are copied again", g->name, text);
 	if (note_over(g, &why))
 		log_err("group %s: that is not on file: %s", g->name, why.text);
+	next = next_in_ring(g, &is_new);
+	g->last_seq = detour_seq(g) > g->last_seq ? detour_seq(g) : g->last_seq;
+	if (next > g->last_seq)
+		g->last_seq = next - 1;
 	if (!spool_refused(g->spool, NULL))	/* somebody else's stays */
 		spool_discard(g->spool, NULL);
 	g->detour = g->closing = false;

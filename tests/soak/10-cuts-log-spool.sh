@@ -148,7 +148,7 @@ judge_return() { # BOOT BYTES-OF-THE-LOG
 			fail "boot $1: $shipped bytes shipped, $differ differ"
 		BOUNDED=$((BOUNDED + 1))
 	fi
-	say "boot $1: log $2, compared $compared, differ $differ, shipped $shipped bytes"
+	say "boot $1: log $2, compared $compared, differ $differ, shipped $shipped bytes; $TOTAL points judged so far"
 }
 
 site_up

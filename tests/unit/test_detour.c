@@ -488,6 +488,36 @@ static void a_spool_without_its_first_file(void **st)
 	assert_int_equal(place_start(), 0);
 }
 
+/* Nothing is written after the spool's records were lost: what is copied then is no state that had a number before */
+static void numbers_go_on(void **st)
+{
+	for (int i = 0; i < 2; i++) {
+		put(20);
+		detour_begins();
+		asrd_kill();
+		if (i)
+			first_file_goes();
+		asrd_start();
+	}
+	v.count = 0;
+	vault_up();
+	vault_answers(v.frame_no, 10, true);
+	await(({ vault_acks(); place(ASR_KIND_RESYNC_END, 0) >= 0; }));
+	assert_int_equal(place_start(), 0);
+	for (int i = 0; i < v.count; i++)
+		assert_int_equal(v.seen[i].seq, seq - 1);
+	vault_acks();
+	turns(2);
+	asrd_kill();
+	v.count = 0;
+	asrd_start();
+	vault_up();
+	vault_answers(v.frame_no, v.seq, true);
+	put(1);
+	await(v.count && v.seq == seq - 1);
+	assert_int_equal(place_start(), -1);
+}
+
 static void files_that_the_vault_has_are_not_missed(void **st)
 {
 	for (int i = 0; i < 3; i++) {
@@ -670,7 +700,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 #define T(f)	cmocka_unit_test_setup_teardown(f, set_up, tear_down)
 		T(to_and_fro), T(begun_anew_until_durable), T(discarded_and_killed), T(vault_that_lost_something),
-		T(somebody_elses_spool_stays), T(a_spool_without_its_first_file),
+		T(somebody_elses_spool_stays), T(a_spool_without_its_first_file), T(numbers_go_on),
 		T(files_that_the_vault_has_are_not_missed), T(a_spool_that_is_gone),
 		T(not_consistent_when_it_begins), T(a_failed_write_on_the_detour), T(a_pad_is_no_failed_write),
 		T(numbers_given_twice), T(a_reader_without_a_descriptor), T(a_spool_that_cannot_be_read),
