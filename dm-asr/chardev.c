@@ -91,17 +91,17 @@ static int do_disk_info(struct asr_file *f, union asr_args *a)
 
 static int do_fetch(struct asr_file *f, union asr_args *a)
 {
-	return a->dirty.reserved ? -EINVAL : asr_dirty_fetch(f->group, &a->dirty);
+	return a->dirty.flags ? -EINVAL : asr_dirty_fetch(f->group, &a->dirty);
 }
 
 static int do_ack(struct asr_file *f, union asr_args *a)
 {
-	return a->dirty.reserved ? -EINVAL : asr_dirty_ack(f->group, &a->dirty);
+	return a->dirty.flags ? -EINVAL : asr_dirty_ack(f->group, &a->dirty);
 }
 
 static int do_set(struct asr_file *f, union asr_args *a)
 {
-	return a->dirty.reserved ? -EINVAL : asr_dirty_set(f->group, &a->dirty);
+	return a->dirty.flags & ~ASR_DIRTY_DURABLE ? -EINVAL : asr_dirty_set(f->group, &a->dirty);
 }
 
 static int do_return(struct asr_file *f, union asr_args *a)

@@ -266,7 +266,7 @@ int asr_dirty_set(struct asr_group *g, const struct asr_dirty *arg)
 {
 	int r = for_range(g, arg, mark_chunk, asr_intent_want_locked);
 
-	if (r || !arg->count)
+	if (r || !arg->count || !(arg->flags & ASR_DIRTY_DURABLE))
 		return r;
 	return asr_intent_settle(g, arg->slot, arg->chunk * ASR_CHUNK_SECTORS, arg->count * ASR_CHUNK_SECTORS);
 }

@@ -176,6 +176,8 @@ void asr_intent_want_locked(struct asr_disk *d, u64 sector, u64 sectors)
 		return;
 	first = sector >> l->shift;
 	last = last_of(l, sector, sectors);
+	if (first > last)
+		return;		/* the disk shrinks just now */
 	if (find_next_zero_bit(l->map.bits, last + 1, first) > last) {
 		bitmap_set(l->map.recent, first, last - first + 1);
 		return;
@@ -184,31 +186,38 @@ void asr_intent_want_locked(struct asr_disk *d, u64 sector, u64 sectors)
 	asr_intent_kick_locked(l);
 }
 
-static bool settled(struct asr_group *g, u32 slot, u64 sector, u64 sectors)
+/* Is nothing wanted from *sector to end? What was found so once need not be looked at again. */
+static bool settled(struct asr_group *g, u32 slot, u64 *sector, u64 end)
 {
 	struct asr_intent *l;
-	struct asr_disk *d;
 	bool yes = true;
-	u64 last;
+	u64 first, last;
 
-	spin_lock_irq(&g->lock);
-	d = slot < ASR_DISKS_MAX ? g->disks[slot] : NULL;
-	l = d ? d->intent : NULL;
-	if (l && !l->broken && !l->stopped) {
-		last = last_of(l, sector, sectors);
-		yes = l->open && find_next_bit(l->map.want, last + 1, sector >> l->shift) > last;
+	while (yes && *sector < end) {
+		spin_lock_irq(&g->lock);
+		l = g->disks[slot] ? g->disks[slot]->intent : NULL;
+		if (!l || l->broken || l->stopped) {
+			*sector = end;
+		} else {
+			first = *sector >> l->shift;
+			last = min(last_of(l, *sector, end - *sector), first + STEP_REGIONS - 1);
+			yes = l->open && (first > last || find_next_bit(l->map.want, last + 1, first) > last);
+			if (yes)
+				*sector = (max(first, last) + 1) << l->shift;
+		}
+		spin_unlock_irq(&g->lock);
 	}
-	spin_unlock_irq(&g->lock);
 	return yes;
 }
 
 /* By slot, as disk and log may go meanwhile. The log's I/O ends, or it is given up: so does this. */
 int asr_intent_settle(struct asr_group *g, u32 slot, u64 sector, u64 sectors)
 {
+	u64 end = sector + sectors;
 	long r;
 
 	do	/* a log that goes, or stops, wakes nobody */
-		r = wait_event_killable_timeout(g->settled, settled(g, slot, sector, sectors), HZ / 4);
+		r = wait_event_killable_timeout(g->settled, settled(g, slot, &sector, end), HZ / 4);
 	while (!r);
 	return r < 0 ? -EINTR : 0;
 }

@@ -364,7 +364,7 @@ static int message_dirty(struct asr_target *t, const char *from, const char *len
 	first = sector / ASR_CHUNK_SECTORS;
 	last = (sector + sectors - 1) / ASR_CHUNK_SECTORS;
 	arg = (struct asr_dirty){ .slot = t->disk->slot, .chunk = first,
-				  .count = last - first + 1 };
+				  .count = last - first + 1, .flags = ASR_DIRTY_DURABLE };
 	return asr_dirty_set(t->group, &arg);
 }
 

@@ -251,6 +251,8 @@ static void begin(struct group *g, const char *why)
 {
 	uint64_t used = source_head(g->source) - source_tail(g->source);
 
+	if (g->open && g->over_frame > g->pack.frame_no)
+		return;		/* that the stream begins anew has not been sent yet */
 	if (now_ns() < g->spool_retry_ns || is_torn(g) || spool_begin(g->spool))
 		return;
 	if (!g->spooling) {
@@ -612,6 +614,14 @@ void detour_start_over(struct group *g, const char *fmt, ...)
 	g->spool_read_tries = 0;
 	batch_reset(&g->spooled);
 	flow_all_dirty(g);
+	source_seek(g->source, g->last_seq);
+	next = next_in_ring(g, &is_new);
+	if (g->open && next && next <= g->last_seq) {
+		log_info("group %s: a write is under way whose number the vault has seen: its end is awaited", g->name);
+		flow_close(g);
+		g->retry_ns = now_ns() + READ_RETRY_NS;
+		return;
+	}
 	if (!emit_start(g) && g->open) {
 		g->over_frame = g->pack.frame_no + 1;
 		resync_open(g->resync, false, g->durable_frame);

@@ -91,12 +91,21 @@ int flow_send(struct group *g)
 	return 0;
 }
 
-static int disk_dirty(struct group *g, const struct asr_disk_info *info)
+/* flags: of ASR_IOC_DIRTY_SET. A module that does not know them leaves a moment in which a power cut forgets it */
+static int disk_dirty(struct group *g, uint32_t slot, uint32_t flags)
 {
-	struct asr_dirty d = { .slot = info->slot };
+	int r = -EINVAL;
 
-	d.count = (info->sectors + ASR_CHUNK_SECTORS - 1) / ASR_CHUNK_SECTORS;
-	return source_ioctl(g->source, ASR_IOC_DIRTY_SET, &d);
+	for (int tries = 0; r == -EINVAL && tries < 4; tries++) {	/* its size may change just now */
+		struct asr_disk_info info = { .slot = slot };
+		struct asr_dirty d = { .slot = slot, .flags = tries < 2 ? flags : 0 };
+
+		r = source_ioctl(g->source, ASR_IOC_DISK_INFO, &info);
+		d.count = (info.sectors + ASR_CHUNK_SECTORS - 1) / ASR_CHUNK_SECTORS;
+		if (!r)
+			r = source_ioctl(g->source, ASR_IOC_DIRTY_SET, &d);
+	}
+	return r;
 }
 
 /*
@@ -112,7 +121,7 @@ static void check_holder(struct group *g, const struct asr_rec *rec, const uint8
 	if (!body.sectors || !strncmp(g->holders[rec->disk], body.name, sizeof(body.name)) ||
 	    source_ioctl(g->source, ASR_IOC_DISK_INFO, &info) || strncmp(info.name, body.name, sizeof(body.name)))
 		return;
-	if (!disk_dirty(g, &info))
+	if (!disk_dirty(g, rec->disk, ASR_DIRTY_DURABLE))
 		memcpy(g->holders[rec->disk], body.name, sizeof(body.name));
 }
 
@@ -195,8 +204,11 @@ static int take(struct group *g)
 	const uint8_t *payload;
 	int r = source_next(g->source, &rec, &payload);
 
-	if (flow_write_failed(g))
+	if (flow_write_failed(g)) {
 		resync_want(g->resync);
+		if (!r && source_seen_seq(g->source) > g->last_seq)	/* the number is the failed write's */
+			g->last_seq = source_seen_seq(g->source);
+	}
 	if (r <= 0)
 		return r;
 	r = flow_add(g, &rec, payload);
@@ -545,11 +557,8 @@ static int parse_open(struct group *g, json_t *p, uint8_t tag[ASR_TAG_BYTES], ui
 
 void flow_all_dirty(struct group *g)
 {
-	struct asr_disk_info info = { .slot = 0 };
-
-	for (; info.slot < ASR_DISKS_MAX; info.slot++)
-		if (!source_ioctl(g->source, ASR_IOC_DISK_INFO, &info))
-			disk_dirty(g, &info);
+	for (uint32_t slot = 0; slot < ASR_DISKS_MAX; slot++)
+		disk_dirty(g, slot, 0);
 }
 
 /* Whose history the vault has in which slot, as of the stream's end */
@@ -558,6 +567,7 @@ static void read_holders(struct group *g, const json_t *p)
 	json_t *disk;
 	size_t i;
 
+	memset(g->holders, 0, sizeof(g->holders));
 	json_array_foreach(json_object_get(p, "disks"), i, disk) {
 		json_int_t slot = json_integer_value(json_object_get(disk, "slot"));
 		const char *name = json_string_value(json_object_get(disk, "name"));

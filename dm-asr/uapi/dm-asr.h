@@ -295,18 +295,19 @@ struct asr_disk_info {
  * them, is moved from dirty to taken and returned. ENODATA: no such run.
  * EAGAIN: writes that no record holds are still in flight, ask again soon.
  * EBUSY: the group is in TRACK. ACK: count chunks from chunk leave taken, for
- * they are durable at the vault. SET: they become dirty, and a power cut after its
- * return does not forget it where the disk has a write-intent log (but one that is
- * broken, or the log of a suspended disk); it waits for that log for as long as
- * writes do, some 10 s at most. EINTR: killed meanwhile. All of taken returns
- * to dirty at ASR_IOC_DIRTY_RETURN and whenever a consumer attaches.
+ * they are durable at the vault. SET: they become dirty; with ASR_DIRTY_DURABLE it
+ * returns when no power cut forgets that, if the disk has a write-intent log that
+ * is not broken and is not suspended; it waits for the log as long as writes do.
+ * EINTR: set, and killed meanwhile. All of taken returns to dirty at
+ * ASR_IOC_DIRTY_RETURN and whenever a consumer attaches.
  */
 struct asr_dirty {
 	__u32 slot;
-	__u32 reserved;
+	__u32 flags;		/* SET: ASR_DIRTY_DURABLE; else none */
 	__u64 chunk;		/* chunk n: sectors n * ASR_CHUNK_SECTORS and on */
 	__u64 count;
 };
+#define ASR_DIRTY_DURABLE	0x1	/* EINVAL: a module that does not know it */
 
 struct asr_mark {
 	char  name[ASR_NAME_BYTES];

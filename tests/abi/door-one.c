@@ -114,7 +114,7 @@ AT(asr_log_super, seq_high, 216);
 AT(asr_log_super, checksum, 288);
 SIZE(asr_dirty, 24);
 AT(asr_dirty, slot, 0);
-AT(asr_dirty, reserved, 4);
+AT(asr_dirty, flags, 4);
 AT(asr_dirty, chunk, 8);
 AT(asr_dirty, count, 16);
 SIZE(asr_mark, 104);

@@ -102,7 +102,7 @@ want retry_until 300 consistent
 
 say "upgrade under load"
 want G "LD_LIBRARY_PATH=/asr/lib systemd-run -q --unit=load --setenv=LD_LIBRARY_PATH=/asr/lib \
-	/asr/bin/asr-stamp --log /dev/virtio-ports/stamplog --seconds 0 --rate 40 /dev/mapper/v0"
+	/asr/bin/asr-stamp --log /dev/virtio-ports/stamplog --seconds 0 --threads 2 --rate 20 --max-bytes 16384 /dev/mapper/v0"
 stamps() { stat -c %s "$W/m/stamplog"; }
 grown() { [ "$(stamps)" -gt "$1" ]; }
 want retry_until 120 grown 0

@@ -34,7 +34,8 @@ say "a write sets the bit of its region, and those of a wide one all, before it 
 want dd if=/dev/urandom of="$(map a0)" bs=4k seek=$((5 * 256)) count=1 oflag=direct 2>/dev/null
 [ "$(asr-logdev bits /dev/d1 | paste -sd,)" = 5 ] || fail "set: $(asr-logdev bits /dev/d1 | paste -sd,)"
 want blkdiscard -z -o $((20 << 20)) -l $((3 << 20)) "$(map a0)"
-[ "$(asr-logdev bits /dev/d1 | paste -sd,)" = 5,20,21,22 ] || fail "set: $(asr-logdev bits /dev/d1 | paste -sd,)"
+# the first is cleared when five seconds have passed
+asr-logdev bits /dev/d1 | paste -sd, | grep -Eqx '(5,)?20,21,22' || fail "set: $(asr-logdev bits /dev/d1 | paste -sd,)"
 retry_until 240 no_bits || fail "bits stay: $(dmsetup status a0)"
 
 say "not durable: they stay, and are what is dirty when the disk comes back"

@@ -430,6 +430,24 @@ static void vault_that_lost_something(void **st)
 	again_until_durable(frame_no, 9);
 }
 
+/* The socket is full, and then the ring: that the stream begins anew is said first, all the same */
+static void begun_anew_before_the_detour(void **st)
+{
+	vault_up();
+	v.room = false;
+	vault_answers(v.frame_no - 1, 10, true);
+	for (int i = 0; i < 9; i++)
+		put_rec(ASR_KIND_WRITE, 128, NULL, 0);
+	turns(200);
+	assert_false(g->detour);
+	v.room = true;
+	await(v.seq == seq - 1);
+	assert_int_equal(place_start(), 0);
+	assert_int_equal(place(ASR_KIND_DISK, 0), 1);
+	await(({ vault_acks(); place(ASR_KIND_RESYNC_END, 0) >= 0; }));
+	assert_false(g->over);
+}
+
 static void somebody_elses_spool_stays(void **st)
 {
 	char path[100];
@@ -614,6 +632,21 @@ static void a_failed_write_on_the_detour(void **st)
 	assert_true(place(ASR_KIND_SYNC_ZEROES, 0) > place(ASR_KIND_WRITE, 5));
 }
 
+/* ... and straight, as the last that was written: the copy without it keeps the number that it had */
+static void a_failed_write_that_is_the_last(void **st)
+{
+	put(3);
+	vault_up();
+	vault_answers(v.frame_no, 10, true);
+	await(v.seq == 13);
+	vault_acks();
+	put_rec(ASR_KIND_WRITE, 8, NULL, 0)->state = ASR_REC_DISCARDED;
+	dirty_set();
+	await(({ vault_acks(); place(ASR_KIND_RESYNC_END, 0) >= 0; }));
+	assert_int_equal(v.seen[place(ASR_KIND_RESYNC_BEGIN, 0)].seq, 14);
+	assert_int_equal(v.seq, 14);
+}
+
 /* What only fills the ring up is none */
 static void a_pad_is_no_failed_write(void **st)
 {
@@ -651,6 +684,38 @@ static void numbers_given_twice(void **st)
 	}
 	assert_int_equal(v.seen[place_start()].seq, 20);	/* above all: its own record says it */
 	assert_int_equal(place(ASR_KIND_STATE, 1), -1);
+}
+
+/* ... while a write of it is under way, and while it goes into the spool */
+static void numbers_given_twice_to_what_is_not_read_yet(void **st)
+{
+	struct asr_rec *busy;
+
+	asrd_kill();
+	cons->tail = prod->head;
+	seq = 1;
+	put_start();
+	put(3);
+	busy = put_rec(ASR_KIND_WRITE, 8, NULL, 0);
+	busy->state = ASR_REC_BUSY;
+	put(8);					/* up to 14 */
+	v.count = 0;
+	asrd_start();
+	g->away_ns = 0;
+	await(g->detour && !source_readable(g->source));
+	vault_up();
+	vault_answers(v.frame_no, 10, true);
+	turns(50);
+	assert_int_equal(v.count, 0);
+	__atomic_store_n(&busy->state, ASR_REC_COMMITTED, __ATOMIC_RELEASE);
+	await(({ g->retry_ns = 0; if (!g->open && !g->opening) flow_open(g); v.opening || g->open; }));
+	if (v.opening)
+		vault_answers(v.frame_no, 10, true);
+	await(v.seq == 14);
+	assert_int_equal(place_start(), 0);
+	assert_int_equal(v.seen[0].seq, 10);
+	await(({ vault_acks(); place(ASR_KIND_RESYNC_END, 0) >= 0; }));
+	assert_int_equal(v.seen[place(ASR_KIND_WRITE, 0)].seq, 11);
 }
 
 /* No file may be opened for a while: that is no damage */
@@ -700,10 +765,11 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 #define T(f)	cmocka_unit_test_setup_teardown(f, set_up, tear_down)
 		T(to_and_fro), T(begun_anew_until_durable), T(discarded_and_killed), T(vault_that_lost_something),
-		T(somebody_elses_spool_stays), T(a_spool_without_its_first_file), T(numbers_go_on),
+		T(begun_anew_before_the_detour), T(somebody_elses_spool_stays), T(a_spool_without_its_first_file), T(numbers_go_on),
 		T(files_that_the_vault_has_are_not_missed), T(a_spool_that_is_gone),
 		T(not_consistent_when_it_begins), T(a_failed_write_on_the_detour), T(a_pad_is_no_failed_write),
-		T(numbers_given_twice), T(a_reader_without_a_descriptor), T(a_spool_that_cannot_be_read),
+		T(a_failed_write_that_is_the_last), T(numbers_given_twice),
+		T(numbers_given_twice_to_what_is_not_read_yet), T(a_reader_without_a_descriptor), T(a_spool_that_cannot_be_read),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
