@@ -10,6 +10,7 @@
 #       --fwd HPORT:GPORT     with --net: host port to guest port
 #       --append WORDS        more on the kernel's command line
 #       --mem MIB             768 if not given
+#       --cpus N              2 if not given
 #       --icount              one virtual ns per instruction, one CPU (benches)
 #       --qemu WORD           one more word for QEMU, may be repeated
 #   vm_start_root NAME IMAGE [OPTION...]   a whole system made by debroot.sh, on /dev/vda;
@@ -117,7 +118,7 @@ vm_boot_files() { # IMAGE DIR
 vm_start_root() { vm_start "$1" 6.1 --root "${@:2}"; }
 
 vm_start() {
-	local name=$1 series=$2 dir=$VM_OUT/$1 script='' append='' mem=768 icount='' net='' fwd=''
+	local name=$1 series=$2 dir=$VM_OUT/$1 script='' append='' mem=768 cpus=2 icount='' net='' fwd=''
 	local files=() args=() n=0 id root='' kernel='' initrd=''
 	shift 2
 	while [ $# -gt 0 ]; do
@@ -140,6 +141,7 @@ vm_start() {
 		--fwd) fwd+=",hostfwd=tcp:127.0.0.1:${2%%:*}-:${2#*:}"; shift ;;
 		--append) append+=" $2"; shift ;;
 		--mem) mem=$2; shift ;;
+		--cpus) cpus=$2; shift ;;
 		--icount) icount=y ;;
 		--qemu) args+=("$2"); shift ;;
 		*) fail "vm_start: unknown option $1" ;;
@@ -173,9 +175,9 @@ vm_start() {
 		args+=(-accel tcg -icount "shift=0,sleep=off" -smp 1 -rtc clock=vm)
 		append+=" nokaslr mitigations=off"
 	elif [ "$(vm_accel "$series")" = kvm ]; then
-		args+=(-accel kvm -smp 2)
+		args+=(-accel kvm -smp "$cpus")
 	else
-		args+=(-accel "tcg,thread=multi" -smp 2)
+		args+=(-accel "tcg,thread=multi" -smp "$cpus")
 		# measured by the guest it is wrong by factors now and then, when the host is busy
 		append+=" tsc_early_khz=$("$ASR_TOP/build/tests/asr-tsc")"
 	fi
