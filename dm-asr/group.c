@@ -632,15 +632,12 @@ out:
 int asr_disk_get(struct asr_target *t, const char *group, const char *name)
 {
 	struct asr_disk *fresh = kzalloc(sizeof(*fresh), GFP_KERNEL);
+	int r = asr_dirty_alloc(&t->spare, t->sectors, 0) ?: (fresh ? 0 : -ENOMEM);
 	struct asr_group *g;
-	int r;
 
-	r = asr_dirty_alloc(&t->spare, t->sectors, 0);
-	if (r || !fresh) {
+	if (r) {
 		t->ti->error = r == -EFBIG ? "disk too large: at most 128 TiB" : "out of memory";
-		asr_dirty_free(&t->spare);
-		kfree(fresh);
-		return r ?: -ENOMEM;
+		goto out;
 	}
 	strscpy(fresh->name, name, sizeof(fresh->name));
 	mutex_lock(&asr_groups_mutex);
@@ -649,6 +646,7 @@ int asr_disk_get(struct asr_target *t, const char *group, const char *name)
 		t->ti->error = "no such group; create it on the control device first";
 	r = g ? bind(t, g, name, &fresh) : -ENOENT;
 	mutex_unlock(&asr_groups_mutex);
+out:
 	kfree(fresh);
 	if (r)
 		asr_dirty_free(&t->spare);

@@ -11,7 +11,6 @@ SERIES=6.12 VM_TIMEOUT=1100 DISKS='24' MEM=1024
 
 # in_scsi [OPTION...]: a scsi_debug disk of 24 MiB; its path in $disk
 in_scsi() {
-	local new
 	want modprobe sd_mod
 	want modprobe scsi_debug dev_size_mb=24 delay=0 "$@"
 	new() { disk=$(echo /sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*/block/*) && [ -b "/dev/${disk##*/}" ]; }

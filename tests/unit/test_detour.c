@@ -765,11 +765,12 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 #define T(f)	cmocka_unit_test_setup_teardown(f, set_up, tear_down)
 		T(to_and_fro), T(begun_anew_until_durable), T(discarded_and_killed), T(vault_that_lost_something),
-		T(begun_anew_before_the_detour), T(somebody_elses_spool_stays), T(a_spool_without_its_first_file), T(numbers_go_on),
-		T(files_that_the_vault_has_are_not_missed), T(a_spool_that_is_gone),
+		T(begun_anew_before_the_detour), T(somebody_elses_spool_stays), T(a_spool_without_its_first_file),
+		T(numbers_go_on), T(files_that_the_vault_has_are_not_missed), T(a_spool_that_is_gone),
 		T(not_consistent_when_it_begins), T(a_failed_write_on_the_detour), T(a_pad_is_no_failed_write),
 		T(a_failed_write_that_is_the_last), T(numbers_given_twice),
-		T(numbers_given_twice_to_what_is_not_read_yet), T(a_reader_without_a_descriptor), T(a_spool_that_cannot_be_read),
+		T(numbers_given_twice_to_what_is_not_read_yet), T(a_reader_without_a_descriptor),
+		T(a_spool_that_cannot_be_read),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
