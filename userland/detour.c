@@ -255,15 +255,18 @@ static void begin(struct group *g, const char *why)
 		return;		/* that the stream begins anew has not been sent yet */
 	if (now_ns() < g->spool_retry_ns || is_torn(g) || spool_begin(g->spool))
 		return;
-	if (!g->spooling) {
+	if (!g->spooling || (g->ring_is_new && !spool_has_content(g->spool))) {	/* a power cut may have taken it */
+		bool before = g->spooling;
 		struct why disk = { "" };
 
 		g->spooling = true;
 		g->spool_from = detour_seq(g);
+		if (g->ring_is_new && g->ring_seq > g->spool_from)
+			g->spool_from = g->ring_seq - 1;	/* what is missing before it, it says itself */
 		if (group_save_state(g, &disk)) {
 			log_err("group %s: no use of the spool, its state file cannot be written: %s", g->name,
 				disk.text);
-			g->spooling = false;
+			g->spooling = before;
 			g->spool_retry_ns = now_ns() + RETRY_NS;
 			return;
 		}

@@ -587,6 +587,38 @@ static void a_spool_that_is_gone(void **st)
 	assert_int_equal(place_start(), 0);
 }
 
+/* The host goes down and comes up twice without a vault, and the power cut takes the spool of the first time, or not */
+static void two_boots_without_a_vault(void **st)
+{
+	char cmd[100];
+
+	snprintf(cmd, sizeof(cmd), "rm %s/b/*.frames", spool);
+	for (int lost = 0; lost < 2; lost++) {
+		v.count = 0;
+		for (int boot = 0; boot < 3; boot++) {
+			asrd_kill();
+			cons->tail = prod->head;
+			if (lost && boot == 1)
+				assert_int_equal(system(cmd), 0);
+			seq += 1000;
+			put_start();
+			put(5);
+			asrd_start();
+			if (boot < 2)
+				detour_begins();
+		}
+		vault_up();
+		vault_answers(v.frame_no, v.seq, true);
+		await(v.seq == seq - 1);
+		assert_false(g->over);
+		assert_int_equal(dirty_chunks(), 0);
+		await(({ vault_acks(); place(ASR_KIND_RESYNC_END, 0) >= 0; }));
+		vault_acks();
+		turns(2);
+		vault_goes();
+	}
+}
+
 static void dirty_set(void)
 {
 	struct asr_dirty k = { .slot = 0, .chunk = 3, .count = 1 };
@@ -767,7 +799,8 @@ int main(void)
 		T(to_and_fro), T(begun_anew_until_durable), T(discarded_and_killed), T(vault_that_lost_something),
 		T(begun_anew_before_the_detour), T(somebody_elses_spool_stays), T(a_spool_without_its_first_file),
 		T(numbers_go_on), T(files_that_the_vault_has_are_not_missed), T(a_spool_that_is_gone),
-		T(not_consistent_when_it_begins), T(a_failed_write_on_the_detour), T(a_pad_is_no_failed_write),
+		T(two_boots_without_a_vault), T(not_consistent_when_it_begins), T(a_failed_write_on_the_detour),
+		T(a_pad_is_no_failed_write),
 		T(a_failed_write_that_is_the_last), T(numbers_given_twice),
 		T(numbers_given_twice_to_what_is_not_read_yet), T(a_reader_without_a_descriptor),
 		T(a_spool_that_cannot_be_read),
