@@ -83,9 +83,10 @@ table lg "$ill"
 want dmsetup resume a0
 want asr-logdev format /dev/d1 g b0 "$n" $region
 asr-logdev dump /dev/d1 >/tmp/is
-reads() { awk '{ print $1 }' "/sys/dev/block/$(dmsetup info -c --noheadings --separator : -o major,minor lg)/stat"; }
-table lg "$well"
+# of the device itself: as long as its table is ill nothing comes there
+reads() { awk '{ print $1 }' /sys/block/"$(basename "$(readlink -f /dev/d1)")"/stat; }
 before=$(reads)
+table lg "$well"
 looked() { [ "$(reads)" -ge $((before + 2)) ]; }
 retry_until 60 looked || fail "nobody looks at it"
 asr-logdev dump /dev/d1 | cmp - /tmp/is || fail "another's log was written to: $(asr-logdev dump /dev/d1)"
