@@ -233,10 +233,10 @@ static void note_wrapped(const struct place *p, const char *disk)
 		fprintf(f, "%s /dev/mapper/asr-%s\n", real, disk);
 }
 
-/* The disk is through: udev may show it. A wrapped device stays hidden behind its wrapper. */
+/* The disk is through: udev may show it. A wrapped device stays hidden behind its wrapper, as long as it has one. */
 void boot_release(json_t *disk, bool protected)
 {
-	bool plain = strcmp(text_of(disk, "kind"), "dm") != 0, had = true;
+	bool plain = strcmp(text_of(disk, "kind"), "dm") != 0, had = true, hidden = false;
 	char key[256], path[512];
 	struct place p;
 
@@ -244,11 +244,17 @@ void boot_release(json_t *disk, bool protected)
 	if (!boot_key(disk, key))
 		return;
 	snprintf(path, sizeof(path), "%s/%s", RUN_DIR, key);
-	if (plain && protected)
+	if (plain && protected) {
 		touch(RUN_DIR, key, ".wrapped");
+	} else if (plain) {
+		char wrapped[600];
+
+		snprintf(wrapped, sizeof(wrapped), "%s.wrapped", path);
+		hidden = !unlink(wrapped);
+	}
 	had = !access(path, F_OK);
 	touch(RUN_DIR, key, "");
-	if (!had && !find_place(disk, &p, NULL))
+	if ((!had || hidden) && !find_place(disk, &p, NULL))
 		change_event(p.major, p.minor);
 }
 

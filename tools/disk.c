@@ -315,12 +315,14 @@ static int protect(const struct args *a, struct protect *p, struct why *why)
 {
 	struct asr_line line = { .group = p->group, .disk = p->disk };
 	cleanup_fd int lock = boot_lock();
+	cleanup_json old = NULL;
 	int err;
 
 	err = *p->dm ? look_dm(a, p, why) : look_plain(a, p, why);
 	if (err)
 		return err;
 	ask_state_dir(a, p->state_dir, sizeof(p->state_dir));
+	old = remember_find(p->state_dir, p->group, p->disk);
 	err = make_meta(a, p, why);
 	if (err)
 		return err;
@@ -331,7 +333,10 @@ static int protect(const struct args *a, struct protect *p, struct why *why)
 		err = *p->dm ? insert_dm(&p->x, p->origin, &line, why) :
 			       insert_plain(p->device, p->major, p->minor, &line, why);
 	if (err) {
-		remember_forget(p->state_dir, p->group, p->disk, NULL);
+		/* one that was remembered before is missed further on */
+		if (!old || remember_put(p->state_dir, p->group, old, NULL))
+			remember_forget(p->state_dir, p->group, p->disk, NULL);
+		boot_release(p->record, false);
 		log_undo(&p->log);
 		return err;
 	}
@@ -527,6 +532,7 @@ static int forget_gone(const struct args *a, const char *state_dir, struct why *
 	if (err)
 		return err;
 	boot_mirror(state_dir);
+	boot_release(row, false);
 	end_log(json_object_get(row, "log"));
 	if (a->json)
 		out_json(row);
@@ -544,15 +550,14 @@ static int take_out(const struct args *a, const char *state_dir, const struct dm
 	bool root = record && boot_is_root(asr->group, record);
 	int err;
 
-	err = record ? remember_forget(state_dir, asr->group, asr->disk, why) : 0;
-	if (!err) {
-		err = insert_undo(x, asr, why);
-		if (err && record)
-			remember_put(state_dir, asr->group, record, NULL);
-	}
+	err = insert_undo(x, asr, why);	/* first: what is protected is remembered, at every moment */
+	if (!err && record)
+		err = remember_forget(state_dir, asr->group, asr->disk, why);
 	if (err)
 		return err;
 	boot_mirror(state_dir);
+	if (record)
+		boot_release(record, false);
 	end_log(json_object_get(record, "log"));
 	answer = json_pack("{s:s, s:s, s:s}", "device", x->name, "group", asr->group, "disk", asr->disk);
 	if (a->json)

@@ -59,32 +59,48 @@ bool boot_is_root(const char *group, json_t *disk)
 	return device && !stat(device, &st) && S_ISBLK(st.st_mode) && st.st_rdev == root.st_dev;
 }
 
-static void clear(const char *dir)
+/* Removes what is not wanted: files and folders by their path from the top, "groups/g" */
+static void prune(const char *top, const char *dir, const json_t *wanted)
 {
 	cleanup_free char *path = NULL;
 	struct dirent *e;
-	DIR *d = opendir(dir);
+	DIR *d;
 
+	if (asprintf(&path, "%s/%s", top, dir) < 0)
+		return;
+	d = opendir(path);
 	while (d && (e = readdir(d))) {
+		cleanup_free char *key = NULL, *at = NULL;
 		struct stat st;
 
-		free(path);
-		path = NULL;
 		if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, "..") ||
-		    asprintf(&path, "%s/%s", dir, e->d_name) < 0 || lstat(path, &st))
+		    asprintf(&key, "%s/%s", dir, e->d_name) < 0 || asprintf(&at, "%s/%s", top, key) < 0 ||
+		    lstat(at, &st))
 			continue;
 		if (S_ISDIR(st.st_mode)) {
-			clear(path);
-			rmdir(path);
-		} else {
-			unlink(path);
+			prune(top, key, wanted);
+			rmdir(at);	/* if it is empty */
+		} else if (!json_object_get(wanted, key)) {
+			unlink(at);
 		}
 	}
 	if (d)
 		closedir(d);
 }
 
-static int save_group(const char *from, const char *to, const char *group, json_t *disks, struct why *why)
+static void want(json_t *wanted, const char *fmt, ...)
+{
+	char key[512];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(key, sizeof(key), fmt, ap);
+	va_end(ap);
+	json_object_set_new(wanted, key, json_true());
+}
+
+static int save_group(const char *from, const char *to, const char *group, json_t *disks, json_t *wanted,
+		      struct why *why)
 {
 	static const char *const of_group[] = { "name", "ring_bytes", NULL };
 	static const char *const of_state[] = { "first_seq", "last_seq", NULL };
@@ -103,55 +119,66 @@ static int save_group(const char *from, const char *to, const char *group, json_
 		err = copy_json(in, out, "group.json", of_group, NULL, why);
 	if (!err)
 		err = copy_json(in, out, "state.json", of_state, numbers, why);
-	json_array_foreach(disks, i, disk)
+	want(wanted, "groups/%s/group.json", group);
+	want(wanted, "groups/%s/state.json", group);
+	json_array_foreach(disks, i, disk) {
+		want(wanted, "groups/%s/disks/%s.json", group, json_string_value(json_object_get(disk, "name")));
 		if (!err)
 			err = remember_put(to, group, disk, why);
+	}
 	return err;
 }
 
-static void hold(const char *to, const char *group, json_t *disks)
+static int hold(const char *to, const char *group, json_t *disks, json_t *wanted, struct why *why)
 {
+	int err;
+
 	char path[512], key[256];
 	json_t *disk;
 	size_t i;
 
 	snprintf(path, sizeof(path), "%.200s/hold", to);
-	dir_make(path, 0755, NULL);
+	err = dir_make(path, 0755, why);
 	json_array_foreach(disks, i, disk) {
 		if (json_object_get(disk, "error") || boot_is_root(group, disk) || !boot_key(disk, key))
 			continue;
+		want(wanted, "hold/%s", key);
 		snprintf(path, sizeof(path), "%.200s/hold/%.250s", to, key);
-		file_write(path, 0644, "", 0, NULL);
+		if (!err && access(path, F_OK))
+			err = file_write(path, 0644, "", 0, why);
 	}
+	return err;
 }
 
+/* What is wanted is written first, and only then what is not goes: a device that is held back is so at every moment */
 int boot_save(const char *from, const char *to, bool root_only, struct why *why)
 {
-	cleanup_free char *old = NULL;
+	cleanup_json wanted = json_object();
 	cleanup_json groups = NULL;
 	json_t *g, *disk;
 	size_t i, j;
-	int err;
+	int err, one;
 
-	if (asprintf(&old, "%s/groups", to) < 0)
-		return -ENOMEM;
-	clear(old);
 	err = remember_groups(from, &groups, why);
 	json_array_foreach(groups, i, g) {
 		const char *group = json_string_value(g);
 		cleanup_json disks = NULL;
 
-		if (err || (err = remember_list(from, group, &disks, why)))
-			break;
+		one = remember_list(from, group, &disks, why);
 		for (j = json_array_size(disks); j-- > 0;) {
 			disk = json_array_get(disks, j);
 			if (json_object_get(disk, "error") || (root_only && !boot_is_root(group, disk)))
 				json_array_remove(disks, j);
 		}
-		if (json_array_size(disks))
-			err = save_group(from, to, group, disks, why);
-		if (!root_only)
-			hold(to, group, disks);
+		if (!one && !root_only)
+			one = hold(to, group, disks, wanted, why);
+		if (!one && json_array_size(disks))
+			one = save_group(from, to, group, disks, wanted, why);
+		err = err ? err : one;
+	}
+	if (!err) {
+		prune(to, "groups", wanted);
+		prune(to, "hold", wanted);
 	}
 	return err;
 }
@@ -163,7 +190,6 @@ void boot_mirror(const char *state_dir)
 
 	if (strcmp(state_dir, ASR_STATE_DIR))
 		return;	/* not this host's own */
-	clear(BOOT_DIR "/hold");
 	err = boot_save(state_dir, BOOT_DIR, false, &why);
 	if (err)
 		fprintf(stderr, "asrctl: %s is not up to date: %s\n", BOOT_DIR, *why.text ? why.text : strerror(-err));

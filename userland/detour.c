@@ -226,8 +226,7 @@ static void pause_engines(struct group *g, const char *why)
 	batch_reset(&g->batch);
 }
 
-/* From here on the copy is not consistent, whatever the records say */
-static struct asr_rec lost_rec(uint64_t seq)
+struct asr_rec detour_lost_rec(uint64_t seq)
 {
 	return (struct asr_rec){ .kind = ASR_KIND_RESYNC_BEGIN, .disk = ASR_DISK_NONE, .seq = seq,
 				 .time_ns = now_real_ns() };
@@ -242,7 +241,7 @@ static void leave_stream(struct group *g)
 	pause_engines(g, "the vault does not keep up, and the records go to the spool");
 	g->last_seq = g->flight_count ?
 		g->flights[(g->flight_first + g->flight_count - 1) % FLIGHTS].last_seq : g->durable_seq;
-	lost = lost_rec(g->last_seq);
+	lost = detour_lost_rec(g->last_seq);
 	if (!g->held_consistent)	/* was that said? If it was in the batch, it has gone with that */
 		flow_add(g, &lost, NULL);
 }
@@ -354,7 +353,7 @@ static int take(struct group *g)
 	if (n < 0)
 		return n;
 	if (flow_write_failed(g)) {	/* under the number of a record that was stepped over */
-		lost = lost_rec(n ? rec.seq - 1 : source_seen_seq(g->source));
+		lost = detour_lost_rec(n ? rec.seq - 1 : source_seen_seq(g->source));
 		r = gather(g, &lost, NULL, n ? before : end);
 	}
 	if (!r && n)

@@ -116,12 +116,14 @@ static void check_holder(struct group *g, const struct asr_rec *rec, const uint8
 {
 	struct asr_disk_info info = { .slot = rec->disk };
 	struct asr_rec_disk body;
+	int r = -ENOENT;
 
 	memcpy(&body, payload, sizeof(body));
-	if (!body.sectors || !strncmp(g->holders[rec->disk], body.name, sizeof(body.name)) ||
-	    source_ioctl(g->source, ASR_IOC_DISK_INFO, &info) || strncmp(info.name, body.name, sizeof(body.name)))
+	if (!body.sectors || !strncmp(g->holders[rec->disk], body.name, sizeof(body.name)))
 		return;
-	if (!disk_dirty(g, rec->disk, ASR_DIRTY_DURABLE))
+	if (!source_ioctl(g->source, ASR_IOC_DISK_INFO, &info) && !strncmp(info.name, body.name, sizeof(body.name)))
+		r = disk_dirty(g, rec->disk, ASR_DIRTY_DURABLE);
+	if (!r || r == -ENOENT)		/* it has left again: who comes next is another than this one */
 		memcpy(g->holders[rec->disk], body.name, sizeof(body.name));
 }
 
@@ -190,6 +192,11 @@ void flow_saw(struct group *g, const struct asr_rec *rec, const uint8_t *payload
 	if (rec->sectors)
 		compare_saw(g->compare, NULL, rec->disk, rec->sector, rec->sectors);
 	if (rec->kind == ASR_KIND_DISK) {
+		struct asr_rec_disk body;
+
+		memcpy(&body, payload, sizeof(body));
+		if (!body.sectors)
+			check_end(g, "a disk has left");	/* and is not to be held any longer */
 		g->watch_ns = 0;	/* it may have left */
 		compare_saw(g->compare, NULL, rec->disk, 0, ASR_DISK_SECTORS_MAX);	/* another's, perhaps */
 	}
@@ -204,10 +211,15 @@ static int take(struct group *g)
 	const uint8_t *payload;
 	int r = source_next(g->source, &rec, &payload);
 
-	if (flow_write_failed(g)) {
+	if (flow_write_failed(g)) {	/* under its number, which no record has */
+		uint64_t seq = r > 0 ? rec.seq - 1 : source_seen_seq(g->source);
+		struct asr_rec lost = detour_lost_rec(seq > g->last_seq ? seq : g->last_seq);
+		int err = resync_active(g->resync) || r < 0 ? 0 : flow_add(g, &lost, NULL);
+
 		resync_want(g->resync);
-		if (!r && source_seen_seq(g->source) > g->last_seq)	/* the number is the failed write's */
-			g->last_seq = source_seen_seq(g->source);
+		if (err)
+			return err;
+		g->last_seq = lost.seq;
 	}
 	if (r <= 0)
 		return r;

@@ -371,9 +371,11 @@ const char *group_missing(void *group)
 	size_t i;
 
 	memcpy(info.name, g->name, sizeof(info.name));
-	if (!g->source || g->d->ring_file || source_ioctl(g->source, ASR_IOC_GROUP_INFO, &info) ||
-	    remember_list(g->d->state_dir, g->name, &disks, NULL))
+	if (!g->source || g->d->ring_file)
 		return NULL;
+	if (source_ioctl(g->source, ASR_IOC_GROUP_INFO, &info) ||
+	    remember_list(g->d->state_dir, g->name, &disks, NULL))
+		return "waits: which disks are configured cannot be read; it is tried again";
 	json_array_foreach(disks, i, d) {
 		const char *name = json_string_value(json_object_get(d, "name"));
 

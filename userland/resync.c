@@ -98,6 +98,7 @@ static void read_done(struct loop_op *op, int res, unsigned int flags)
 
 	if (p->state == STUCK) {
 		r->hung[p->slot]--;
+		r->rescan = true;	/* its disk was left out meanwhile */
 		log_warn("group %s: the read of disk %u has ended", r->group, p->slot);
 	}
 	p->state = !p->range ? FREE : res == (int)(p->sectors * 512) ? READY : BAD;

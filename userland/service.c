@@ -31,7 +31,7 @@
 #define WRAPPED_MAX	65536
 #define RECIPIENTS_MAX	64
 #define STRANGER_NS	30000000000ULL	/* to show a certificate, or to enrol */
-#define ASKS_MAX	16	/* digest.map calls of one connection that wait */
+#define ASKS_MAX	(4 * STREAMS_MAX)	/* digest.map calls of one connection that wait */
 
 struct client {
 	struct service *sv;
@@ -52,7 +52,7 @@ struct client {
 		struct map_ask ask;
 	} asks[ASKS_MAX];		/* in order, from first */
 	unsigned int ask_first, ask_count;
-	uint64_t maps;			/* answered */
+	uint64_t maps;			/* answered, or missed while nothing was asked */
 	struct client *next;
 };
 
@@ -63,6 +63,7 @@ struct service {
 	struct loop_idle idle;
 	struct map *map;		/* the one that is being made, for the first ask of ... */
 	struct client *mapping;		/* ... this client */
+	uint64_t maps;			/* of the client that was served last */
 	struct loop_op again;
 };
 
@@ -317,16 +318,19 @@ static void on_room(struct ingest_stream *s, void *arg)
 
 static const struct ingest_ops ingest_ops = { on_durable, on_room };
 
-/* An older connection has this stream: the host came back, that one is dead */
-static void take_over(struct service *sv, const uint8_t *group, const uint8_t *uuid)
+/* An older connection has this stream: the host came back, that one is dead. Or this one has: it asks what is durable */
+static void take_over(struct client *by, const uint8_t *group, const uint8_t *uuid)
 {
-	for (struct client *c = sv->clients; c; c = c->next) {
+	for (struct client *c = by->sv->clients; c; c = c->next) {
 		struct slot *s = slot_of(c, uuid);
 
 		if (!s || memcmp(s->group, group, ASR_UUID_BYTES))
 			continue;
 		slot_close(s);
-		refuse(c, "replaced", "the host has opened the stream on a newer connection");
+		if (c != by)
+			refuse(c, "replaced", "the host has opened the stream on a newer connection");
+		else if (!any_full(c))
+			conn_pause(c->conn, false);
 	}
 }
 
@@ -382,7 +386,7 @@ static void stream_open(struct client *c, json_int_t id, json_t *p)
 			    "the group is in another generation: it has been failed over");
 		return;
 	}
-	take_over(c->sv, g.uuid, uuid);
+	take_over(c, g.uuid, uuid);
 	for (int i = 0; i < STREAMS_MAX && !s; i++)
 		if (!c->slot[i].stream && c->slot[i].waits < 0)
 			s = &c->slot[i];
@@ -411,6 +415,8 @@ static void digest_map(struct client *c, json_int_t id, json_t *p)
 	} else if (c->ask_count == ASKS_MAX) {
 		reply_error(c, id, "busy", "too many digest.map calls wait on this connection");
 	} else {
+		if (!c->ask_count && c->maps < c->sv->maps)
+			c->maps = c->sv->maps;	/* a newcomer is not before all others until it has had as many */
 		c->asks[(c->ask_first + c->ask_count++) % ASKS_MAX] = (struct ask){ id, ask };
 	}
 }
@@ -432,7 +438,7 @@ static void map_answer(struct client *c, int ret, const uint8_t *data, size_t by
 
 	c->ask_first = (c->ask_first + 1) % ASKS_MAX;
 	c->ask_count--;
-	c->maps++;
+	c->sv->maps = ++c->maps;
 	if (ret) {
 		reply_error(c, id, ret == -ENOENT ? "unknown-disk" : "vault-failed", why->text);
 	} else {

@@ -559,6 +559,8 @@ int detour_opening(struct group *g, struct why *why);
 bool detour_opened(struct group *g, bool consistent, const char *vault_lost);
 void detour_closed(struct group *g);		/* the connection is gone */
 void detour_acked(struct group *g);		/* durable_seq has moved */
+/* From here on the copy is not consistent, whatever the records say */
+struct asr_rec detour_lost_rec(uint64_t seq);
 /* The stream begins anew, without the spool, all dirty */
 __attribute__((format(printf, 2, 3)))
 void detour_start_over(struct group *g, const char *why, ...);

@@ -30,7 +30,7 @@ static void tell(struct resync *r, unsigned long request, uint32_t slot, uint64_
 /* The end of a run becomes one of its own, or, without room for that, is read again */
 static void split(struct resync *r, const struct run *o, uint64_t chunk, uint64_t count)
 {
-	if (r->run_count < RUNS) {
+	if (r->run_count + PARTS < RUNS) {	/* the line's parts have theirs */
 		r->runs[r->run_count++] = (struct run){ o->frame_no, chunk, count, o->slot, 0, o->pending };
 		return;
 	}

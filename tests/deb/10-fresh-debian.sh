@@ -83,6 +83,8 @@ vm_start_root m "$W/root.img" --mem 1024 --cpus 1 --disk "$W/d0.img" --add "$W/r
 vm_up m 600
 G() { vm_exec m -t 1200 "$*"; }
 Q() { G "$*" > /dev/null 2>&1; }
+# apt in the machine; one that stands still tells what it was at
+apt_in() { G "DEBIAN_FRONTEND=noninteractive timeout 1000 $apt $* < /dev/null 2>&1 || { [ \$? != 124 ] || ps axfww; false; }"; }
 want G "systemctl is-system-running --wait || systemctl --failed"
 G "systemctl --failed --no-legend" | grep . && fail "a unit has failed"
 want G "systemctl is-active asrd; lsmod | grep dm_asr; uname -r"
@@ -110,7 +112,7 @@ want retry_until 120 grown 0
 pid() { G "systemctl show -p MainPID --value $1"; }
 before="$(pid asrd) $(pid asr-vaultd)" table=$(G "dmsetup table --target asr")
 [ -n "$table" ] || fail "no asr table"
-logged "upgrade" G "$apt install asr-agent=$V2 asr-vault=$V2 asr-common=$V2"
+logged "upgrade" apt_in install asr-agent=$V2 asr-vault=$V2 asr-common=$V2
 want G "systemctl is-active asrd asr-vaultd load"
 read -r a b <<< "$before"
 [ "$(pid asrd)" != "$a" ] && [ "$(pid asr-vaultd)" != "$b" ] || fail "an upgrade did not start the new daemons"
@@ -120,7 +122,7 @@ want retry_until 300 consistent
 
 say "upgrade of the module while it is in use"
 srcversion=$(G "cat /sys/module/dm_asr/srcversion")
-logged "module" G "$apt install dm-asr-dkms=$V2"
+logged "module" apt_in install dm-asr-dkms=$V2
 want G "dkms status dm-asr/$V1 | grep \"\$(uname -r), x86_64: installed\""
 [ "$(G "cat /sys/module/dm_asr/srcversion")" = "$srcversion" ] || fail "the module in use was touched"
 want retry_until 120 grown "$(stamps)"
@@ -144,7 +146,7 @@ want G "asrctl restore g --disk d0 --point name:end --key /asr/in/recovery.key -
 say "purge"
 want G "asrctl disk unprotect /dev/mapper/v0 && asrctl group delete g && dmsetup remove v0"
 want G "dpkg -L asr-agent asr-vault asr-common dm-asr-dkms | sort -u > /root/files"
-logged "purge" G "$apt purge asr-agent asr-vault asr-common dm-asr-dkms"
+logged "purge" apt_in purge asr-agent asr-vault asr-common dm-asr-dkms
 for d in asr asr-vault; do
 	grep -q "/var/lib/$d is kept" "$W/purge.log" || fail "the purge does not say that /var/lib/$d is kept"
 done

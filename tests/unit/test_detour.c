@@ -679,6 +679,45 @@ static void a_failed_write_that_is_the_last(void **st)
 	assert_int_equal(v.seq, 14);
 }
 
+/* ... or before another: that one is no point, for the copy lacks what the failed one left on the disk */
+static void a_failed_write_before_another(void **st)
+{
+	put(3);
+	vault_up();
+	vault_answers(v.frame_no, 10, true);
+	await(v.seq == 13);
+	vault_acks();
+	put_rec(ASR_KIND_WRITE, 8, NULL, 0)->state = ASR_REC_DISCARDED;
+	dirty_set();
+	put(1);
+	await(v.seq == 15);
+	assert_int_equal(place(ASR_KIND_RESYNC_BEGIN, 0), 3);
+	assert_int_equal(v.seen[3].seq, 14);
+	assert_int_equal(place(ASR_KIND_WRITE, 3), 4);
+	await(({ vault_acks(); place(ASR_KIND_RESYNC_END, 0) >= 0; }));
+}
+
+static void put_disk(const char *name, uint64_t sectors)
+{
+	struct asr_rec_disk k = { .sectors = sectors };
+
+	strcpy(k.name, name);
+	put_rec(ASR_KIND_DISK, 0, &k, sizeof(k));
+}
+
+/* Another disk has had the slot meanwhile, and is gone by now: a restore looks back no further than to the return */
+static void a_disk_that_comes_back_behind_another(void **st)
+{
+	vault_up();
+	vault_answers(v.frame_no, 10, true);
+	put_disk("bench", 0);
+	put_disk("other", DISK_BYTES / 512);
+	put_disk("other", 0);
+	put_disk("bench", DISK_BYTES / 512);
+	await(({ vault_acks(); v.seq == seq - 1 && place(ASR_KIND_RESYNC_END, 0) >= 0; }));
+	assert_true(place(ASR_KIND_SYNC_ZEROES, 0) > place(ASR_KIND_DISK, 3));	/* all of it, which is empty */
+}
+
 /* What only fills the ring up is none */
 static void a_pad_is_no_failed_write(void **st)
 {
@@ -801,7 +840,8 @@ int main(void)
 		T(numbers_go_on), T(files_that_the_vault_has_are_not_missed), T(a_spool_that_is_gone),
 		T(two_boots_without_a_vault), T(not_consistent_when_it_begins), T(a_failed_write_on_the_detour),
 		T(a_pad_is_no_failed_write),
-		T(a_failed_write_that_is_the_last), T(numbers_given_twice),
+		T(a_failed_write_that_is_the_last), T(a_failed_write_before_another),
+		T(a_disk_that_comes_back_behind_another), T(numbers_given_twice),
 		T(numbers_given_twice_to_what_is_not_read_yet), T(a_reader_without_a_descriptor),
 		T(a_spool_that_cannot_be_read),
 	};
