@@ -318,7 +318,7 @@ static void on_room(struct ingest_stream *s, void *arg)
 
 static const struct ingest_ops ingest_ops = { on_durable, on_room };
 
-/* An older connection has this stream: the host came back, that one is dead. Or this one has: it asks what is durable */
+/* An older connection has this stream: the host came back, that one is dead. Or this one has it: what is durable? */
 static void take_over(struct client *by, const uint8_t *group, const uint8_t *uuid)
 {
 	for (struct client *c = by->sv->clients; c; c = c->next) {

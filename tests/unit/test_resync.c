@@ -594,7 +594,8 @@ static void no_more_runs_than_there_is_room_for(void **state)
 	step();
 	step();
 	assert_int_equal(t.r->run_count, RUNS - PARTS);	/* those under way have theirs */
-	for (uint32_t i = 0; i < t.r->run_count; i++)	/* what found no place is read again, and given back from there */
+	/* what found no place is read again, and given back from there */
+	for (uint32_t i = 0; i < t.r->run_count; i++)
 		assert_false(t.r->runs[i].slot == 0 && t.r->runs[i].chunk == 500);
 	assert_true(k.returned > 70 && k.fetched > 170 + 70 && k.taken[500]);
 	end();
