@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# timeout: 5400
+# timeout: 9000
 #
 # The packages in a fresh Debian: apt installs them from a repository; dkms builds the module
 # for the kernel that is there, and for each kernel that is installed later; booted, a disk is
@@ -81,10 +81,10 @@ openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -s
 # one CPU: the emulator can let a second one run into code that the kernel patches just now ("Oops: int3")
 vm_start_root m "$W/root.img" --mem 1024 --cpus 1 --disk "$W/d0.img" --add "$W/recipient.crt" --add "$W/recovery.key"
 vm_up m 600
-G() { vm_exec m -t 1200 "$*"; }
+G() { vm_exec m -t 3300 "$*"; }
 Q() { G "$*" > /dev/null 2>&1; }
-# apt in the machine; one that stands still tells what it was at
-apt_in() { G "DEBIAN_FRONTEND=noninteractive timeout 1000 $apt $* < /dev/null 2>&1 || { [ \$? != 124 ] || ps axfww; false; }"; }
+# apt in the machine, which builds the module there, slowly; one that stands still tells what it was at
+apt_in() { G "DEBIAN_FRONTEND=noninteractive timeout 3000 $apt $* < /dev/null 2>&1 || { [ \$? != 124 ] || head -c 200 /proc/[0-9]*/cmdline; false; }"; }
 want G "systemctl is-system-running --wait || systemctl --failed"
 G "systemctl --failed --no-legend" | grep . && fail "a unit has failed"
 want G "systemctl is-active asrd; lsmod | grep dm_asr; uname -r"
