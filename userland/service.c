@@ -257,8 +257,19 @@ static struct slot *slot_of(struct client *c, const uint8_t *uuid)
 	return NULL;
 }
 
-static void slot_close(struct slot *s)
+/* Its connection or its stream ends */
+static void map_drop(struct client *c)
 {
+	if (c->sv->mapping != c)
+		return;
+	map_end(c->sv->map);
+	c->sv->map = NULL;
+	c->sv->mapping = NULL;
+}
+
+static void slot_close(struct client *c, struct slot *s)
+{
+	map_drop(c);	/* it may read the stream; its ask is still the first */
 	if (s->stream)
 		ingest_close(s->stream);
 	s->stream = NULL;
@@ -283,7 +294,7 @@ static void group_delete(struct client *c, json_int_t id, json_t *p)
 	}
 	s = slot_of(c, g.stream);
 	if (s)
-		slot_close(s);
+		slot_close(c, s);
 	catalog_audit(c->sv->a.cat, c->host_id, "group.delete", g.name);
 	reply(c, id, NULL);
 }
@@ -326,7 +337,7 @@ static void take_over(struct client *by, const uint8_t *group, const uint8_t *uu
 
 		if (!s || memcmp(s->group, group, ASR_UUID_BYTES))
 			continue;
-		slot_close(s);
+		slot_close(c, s);
 		if (c != by)
 			refuse(c, "replaced", "the host has opened the stream on a newer connection");
 		else if (!any_full(c))
@@ -419,16 +430,6 @@ static void digest_map(struct client *c, json_int_t id, json_t *p)
 			c->maps = c->sv->maps;	/* a newcomer is not before all others until it has had as many */
 		c->asks[(c->ask_first + c->ask_count++) % ASKS_MAX] = (struct ask){ id, ask };
 	}
-}
-
-/* Its connection or its stream ends */
-static void map_drop(struct client *c)
-{
-	if (c->sv->mapping != c)
-		return;
-	map_end(c->sv->map);
-	c->sv->map = NULL;
-	c->sv->mapping = NULL;
 }
 
 static void map_answer(struct client *c, int ret, const uint8_t *data, size_t bytes, const struct why *why)
@@ -661,9 +662,8 @@ static void on_down(struct conn *conn, int err, const struct why *why, void *arg
 	struct service *sv = c->sv;
 	struct client **p = &sv->clients;
 
-	map_drop(c);
 	for (int i = 0; i < STREAMS_MAX; i++)
-		slot_close(&c->slot[i]);
+		slot_close(c, &c->slot[i]);
 	if (*c->host_id)
 		log_info("host %s (%s) gone: %s", c->host, c->address, why->text);
 	while (*p != c)
