@@ -339,7 +339,7 @@ void asr_dirty_set_regions_locked(struct asr_disk *d, const unsigned long *bits,
 void asr_dirty_resize_locked(struct asr_disk *d, struct asr_map *bigger);
 int asr_dirty_fetch(struct asr_group *g, struct asr_dirty *arg);
 int asr_dirty_ack(struct asr_group *g, const struct asr_dirty *arg);
-/* May sleep until the disk's log has it. Also -EINTR: set, and perhaps not on the log. */
+/* With ASR_DIRTY_DURABLE it sleeps until the disk's log has it. -EINTR: set, and perhaps not on the log. */
 int asr_dirty_set(struct asr_group *g, const struct asr_dirty *arg);
 void asr_dirty_return(struct asr_group *g);
 

@@ -14,13 +14,13 @@ search() { # BREAK HOSTS MARKS: spin's words in $log
 	want gcc -O2 -w -DSAFETY -DNOFAIR -DCOLLAPSE -o pan pan.c
 	log=$d/pan.log
 	./pan -m1000000 > "$log" 2>&1 || fail "pan: $(cat "$log")"
-	! grep -E 'max search depth too small|out of memory|Search not completed' "$log" || [ "$1" != 0 ] ||
-		fail "not all states were looked at: $(cat "$log")"
 	say "variant $1, $2 hosts, $3 marks: $(grep -o '[0-9]* states, stored' "$log"), $(grep -o 'errors: [0-9]*' "$log")"
 }
 
 holds() {
 	search 0 "$@"
+	! grep -Eq 'max search depth too small|out of memory|Search not completed' "$log" ||
+		fail "not all states were looked at: $(cat "$log")"
 	grep -q 'errors: 0$' "$log" || fail "a declared mark is no consistent cut: $(head -n 5 "$log")"
 }
 

@@ -35,8 +35,7 @@ static void numbers_go_on(void **st)
 	assert_int_equal(place_start(), -1);
 }
 
-/* A write that the lower device failed, as the last one: the copy without it keeps the number that it had */
-static void a_failed_write_that_is_the_last(void **st)
+static void fourteen_fails(void)
 {
 	put(3);
 	vault_up();
@@ -45,6 +44,12 @@ static void a_failed_write_that_is_the_last(void **st)
 	vault_acks();
 	put_rec(ASR_KIND_WRITE, 8, NULL, 0)->state = ASR_REC_DISCARDED;
 	dirty_set();
+}
+
+/* A write that the lower device failed, as the last one: the copy without it keeps the number that it had */
+static void a_failed_write_that_is_the_last(void **st)
+{
+	fourteen_fails();
 	await(({ vault_acks(); place(ASR_KIND_RESYNC_END, 0) >= 0; }));
 	assert_int_equal(v.seen[place(ASR_KIND_RESYNC_BEGIN, 0)].seq, 14);
 	assert_int_equal(v.seq, 14);
@@ -53,13 +58,7 @@ static void a_failed_write_that_is_the_last(void **st)
 /* ... or before another: that one is no point, for the copy lacks what the failed one left on the disk */
 static void a_failed_write_before_another(void **st)
 {
-	put(3);
-	vault_up();
-	vault_answers(v.frame_no, 10, true);
-	await(v.seq == 13);
-	vault_acks();
-	put_rec(ASR_KIND_WRITE, 8, NULL, 0)->state = ASR_REC_DISCARDED;
-	dirty_set();
+	fourteen_fails();
 	put(1);
 	await(v.seq == 15);
 	assert_int_equal(place(ASR_KIND_RESYNC_BEGIN, 0), 3);
