@@ -88,7 +88,7 @@ static void prune(const char *top, const char *dir, const json_t *wanted)
 		closedir(d);
 }
 
-static void want(json_t *wanted, const char *fmt, ...)
+static int want(json_t *wanted, const char *fmt, ...)
 {
 	char key[512];
 	va_list ap;
@@ -96,7 +96,7 @@ static void want(json_t *wanted, const char *fmt, ...)
 	va_start(ap, fmt);
 	vsnprintf(key, sizeof(key), fmt, ap);
 	va_end(ap);
-	json_object_set_new(wanted, key, json_true());
+	return json_object_set_new(wanted, key, json_true()) ? -ENOMEM : 0;
 }
 
 static int save_group(const char *from, const char *to, const char *group, json_t *disks, json_t *wanted,
@@ -119,10 +119,14 @@ static int save_group(const char *from, const char *to, const char *group, json_
 		err = copy_json(in, out, "group.json", of_group, NULL, why);
 	if (!err)
 		err = copy_json(in, out, "state.json", of_state, numbers, why);
-	want(wanted, "groups/%s/group.json", group);
-	want(wanted, "groups/%s/state.json", group);
+	if (!err)
+		err = want(wanted, "groups/%s/group.json", group);
+	if (!err)
+		err = want(wanted, "groups/%s/state.json", group);
 	json_array_foreach(disks, i, disk) {
-		want(wanted, "groups/%s/disks/%s.json", group, json_string_value(json_object_get(disk, "name")));
+		if (!err)
+			err = want(wanted, "groups/%s/disks/%s.json", group,
+				   json_string_value(json_object_get(disk, "name")));
 		if (!err)
 			err = remember_put(to, group, disk, why);
 	}
@@ -131,18 +135,18 @@ static int save_group(const char *from, const char *to, const char *group, json_
 
 static int hold(const char *to, const char *group, json_t *disks, json_t *wanted, struct why *why)
 {
-	int err;
-
 	char path[512], key[256];
 	json_t *disk;
 	size_t i;
+	int err;
 
 	snprintf(path, sizeof(path), "%.200s/hold", to);
 	err = dir_make(path, 0755, why);
 	json_array_foreach(disks, i, disk) {
 		if (json_object_get(disk, "error") || boot_is_root(group, disk) || !boot_key(disk, key))
 			continue;
-		want(wanted, "hold/%s", key);
+		if (!err)
+			err = want(wanted, "hold/%.250s", key);
 		snprintf(path, sizeof(path), "%.200s/hold/%.250s", to, key);
 		if (!err && access(path, F_OK))
 			err = file_write(path, 0644, "", 0, why);

@@ -84,7 +84,10 @@ vm_up m 600
 G() { vm_exec m -t 3300 "$*"; }
 Q() { G "$*" > /dev/null 2>&1; }
 # apt in the machine, which builds the module there, slowly; one that stands still tells what it was at
-apt_in() { G "DEBIAN_FRONTEND=noninteractive timeout 3000 $apt $* < /dev/null 2>&1 || { [ \$? != 124 ] || head -c 200 /proc/[0-9]*/cmdline; false; }"; }
+apt_in() {
+	G "DEBIAN_FRONTEND=noninteractive timeout 3000 $apt $* < /dev/null 2>&1 ||
+		{ [ \$? != 124 ] || head -c 200 /proc/[0-9]*/cmdline; false; }"
+}
 want G "systemctl is-system-running --wait || systemctl --failed"
 G "systemctl --failed --no-legend" | grep . && fail "a unit has failed"
 want G "systemctl is-active asrd; lsmod | grep dm_asr; uname -r"
