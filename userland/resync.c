@@ -305,14 +305,22 @@ static int add_zero(struct resync *r, struct part *p, uint64_t sector, uint32_t 
 
 enum fate { SKIP, ZERO, DATA };
 
-/* What becomes of the block at p->done, and how many sectors it has */
-static enum fate fate_of(const struct part *p, uint32_t at, uint32_t *sectors, enum compare_result *result)
+/* Zeroes that are to be emitted still: the vault's digest is not what it will have there */
+static bool zero_pending(const struct resync *r, uint32_t slot, uint64_t sector, uint32_t sectors)
 {
+	return r->zero.slot == slot && sector < r->zero.sector + r->zero.sectors && r->zero.sector < sector + sectors;
+}
+
+/* What becomes of the block at p->done, and how many sectors it has */
+static enum fate fate_of(const struct resync *r, const struct part *p, uint32_t at, uint32_t *sectors,
+			 enum compare_result *result)
+{
+	uint64_t sector = p->chunk * ASR_CHUNK_SECTORS + at;
 	const uint8_t *data = p->buf + at * 512ull;
 
 	*sectors = p->sectors - at < ASR_BLOCK_SECTORS ? p->sectors - at : ASR_BLOCK_SECTORS;
-	*result = *sectors < ASR_BLOCK_SECTORS ? COMPARE_UNKNOWN :
-		  compare_block(&p->range->w, p->chunk * ASR_CHUNK_SECTORS + at, data);
+	*result = *sectors < ASR_BLOCK_SECTORS || zero_pending(r, p->slot, sector, *sectors) ? COMPARE_UNKNOWN :
+		  compare_block(&p->range->w, sector, data);
 	if (*result == COMPARE_SAME)
 		return SKIP;
 	return batch_is_zero(data, *sectors * 512ull) ? ZERO : DATA;
@@ -326,7 +334,7 @@ static uint32_t next_piece(struct resync *r, const struct part *p, enum fate *fa
 	enum compare_result result;
 
 	do {
-		enum fate f = fate_of(p, p->done + n, &sectors, &result);
+		enum fate f = fate_of(r, p, p->done + n, &sectors, &result);
 
 		if (n && f != *fate)
 			break;
