@@ -141,7 +141,8 @@ int dm_find_uuid(const char *uuid, char name[DM_NAME_BYTES]);	/* -ENXIO: none */
 
 /* "mounted on /x", "part of /dev/mapper/y", "swap": who has the device or a partition of it */
 void use_of(uint32_t major, uint32_t minor, char *out, size_t bytes);
-bool use_mounted_on(uint32_t major, uint32_t minor, char *out, size_t bytes);
+/* where: there only; NULL: anywhere */
+bool use_mounted_on(uint32_t major, uint32_t minor, const char *where, char *out, size_t bytes);
 /* The device and all that it lies on, each to fn; non-zero ends the walk and is returned */
 typedef int use_fn(uint32_t major, uint32_t minor, void *arg);
 int use_below(uint32_t major, uint32_t minor, use_fn *fn, void *arg);

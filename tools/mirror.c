@@ -48,15 +48,15 @@ bool boot_is_root(const char *group, json_t *disk)
 	struct dm_search s = { .group = group, .disk = json_string_value(json_object_get(disk, "name")) };
 	const char *device = json_string_value(json_object_get(disk, "device"));
 	char path[DM_NAME_BYTES + 16];
-	struct stat root, st;
+	char use[256];
+	struct stat st;
 
-	if (stat("/", &root))
-		return false;
 	if (s.disk && !dm_find_asr(&s, NULL) && s.found) {
 		snprintf(path, sizeof(path), "/dev/mapper/%s", s.name);
 		device = path;
 	}
-	return device && !stat(device, &st) && S_ISBLK(st.st_mode) && st.st_rdev == root.st_dev;
+	return device && !stat(device, &st) && S_ISBLK(st.st_mode) &&
+	       use_mounted_on(major(st.st_rdev), minor(st.st_rdev), "/", use, sizeof(use));
 }
 
 /* Removes what is not wanted: files and folders by their path from the top, "groups/g" */

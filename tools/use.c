@@ -18,19 +18,31 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
-/* "mounted on /x" for a device number, from the mount table */
-bool use_mounted_on(uint32_t major, uint32_t minor, char *out, size_t bytes)
+/* Is this line of the mount table about the device? btrfs has numbers of its own: the source tells. */
+static bool is_mount_of(const char *line, uint32_t major, uint32_t minor)
+{
+	const char *rest = strstr(line, " - ");
+	unsigned int ma, mi;
+	char source[2048];
+	struct stat st;
+
+	if (sscanf(line, "%*d %*d %u:%u", &ma, &mi) == 2 && ma == major && mi == minor)
+		return true;
+	return rest && sscanf(rest, " - %*s %2047s", source) == 1 && *source == '/' && !stat(source, &st) &&
+	       S_ISBLK(st.st_mode) && st.st_rdev == makedev(major, minor);
+}
+
+bool use_mounted_on(uint32_t major, uint32_t minor, const char *where, char *out, size_t bytes)
 {
 	cleanup_file FILE *f = fopen("/proc/self/mountinfo", "re");
 	char line[4096], place[2048];
-	unsigned int ma, mi;
 
 	while (f && fgets(line, sizeof(line), f)) {
-		if (sscanf(line, "%*d %*d %u:%u %*s %2047s", &ma, &mi, place) == 3 &&
-		    ma == major && mi == minor) {
-			snprintf(out, bytes, "mounted on %.200s", place);
-			return true;
-		}
+		if (sscanf(line, "%*d %*d %*s %*s %2047s", place) != 1 || (where && strcmp(place, where)) ||
+		    !is_mount_of(line, major, minor))
+			continue;
+		snprintf(out, bytes, "mounted on %.200s", place);
+		return true;
 	}
 	return false;
 }
@@ -79,7 +91,7 @@ static bool held_by(uint32_t major, uint32_t minor, char *out, size_t bytes)
 
 static bool user_of(uint32_t major, uint32_t minor, char *out, size_t bytes)
 {
-	if (use_mounted_on(major, minor, out, bytes) || held_by(major, minor, out, bytes))
+	if (use_mounted_on(major, minor, NULL, out, bytes) || held_by(major, minor, out, bytes))
 		return true;
 	if (!is_swap(major, minor))
 		return false;
