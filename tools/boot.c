@@ -416,6 +416,13 @@ void boot_note(const char *state_dir, const char *group, json_t *disk, const str
 
 /* ------------------------------------------------------- one disk, already up */
 
+/* What was written while asr was put on it is known: until then asrd ends no resync (group_missing) */
+static void checked(const struct boot *b, const char *group, json_t *disk)
+{
+	if (!json_object_del(disk, "checking"))
+		save_record(b, group, disk);
+}
+
 /* Else it is noted, and the next run tries again: a log that is known to be wrong is never believed */
 static int dirty_all(const struct boot *b, const char *group, json_t *disk, const char *dm, const char *reason)
 {
@@ -444,18 +451,22 @@ static int dirty_all(const struct boot *b, const char *group, json_t *disk, cons
 /*
  * Somebody else, most often the initramfs, which knows an old copy of our files, has
  * brought it up. With an older log than was seen, or after it was up without us, its
- * clean regions mean nothing: all of it is to be compared.
+ * clean regions mean nothing: all of it is to be compared. So they do when whoever put
+ * asr on it was stopped before he had looked at what was written meanwhile.
  */
 static void check_generation(const struct boot *b, const char *group, json_t *disk, const struct dm_search *s)
 {
 	uint64_t seen = (uint64_t)json_integer_value(json_object_get(json_object_get(disk, "log"), "generation"));
 	const char *reason = text_of(disk, "distrust");
+	bool half = json_object_get(disk, "checking");
 	char path[64], text[160];
 	struct logdev l;
 	int err;
 
-	if (!strcmp(text_of(disk, "boot_id"), b->boot_id))
+	if (!strcmp(text_of(disk, "boot_id"), b->boot_id) && !half)
 		return;
+	if (!*reason && half)
+		reason = "whoever put asr on it was stopped";
 	snprintf(path, sizeof(path), "/dev/block/%u:%u", s->asr.log_major, s->asr.log_minor);
 	err = read_newer(path, seen, &l);
 	if (!*reason && err) {
@@ -466,8 +477,10 @@ static void check_generation(const struct boot *b, const char *group, json_t *di
 			 (unsigned long long)l.generation, (unsigned long long)seen);
 		reason = text;
 	}
-	if (!*reason || !dirty_all(b, group, disk, s->name, reason))
-		note_generation(b, group, disk, path, 0);
+	if (*reason && dirty_all(b, group, disk, s->name, reason))
+		return;
+	checked(b, group, disk);
+	note_generation(b, group, disk, path, 0);
 }
 
 static enum outcome already(const struct boot *b, const char *group, json_t *disk, const struct dm_search *s)
@@ -575,14 +588,23 @@ static int bring_up(const struct boot *b, const char *group, json_t *disk, const
 	err = make_group(b, group, why);
 	if (!err && json_object_get(disk, "log"))
 		err = check_log(b, group, disk, p, log, why);
-	if (!err)
-		err = insert_one(group, disk, p, log, why);
 	if (err)
 		return err;
+	if (json_object_get(disk, "log") && !*text_of(disk, "distrust")) {
+		json_object_set_new(disk, "checking", json_true());
+		save_record(b, group, disk);
+	}
+	err = insert_one(group, disk, p, log, why);
+	if (err) {
+		checked(b, group, disk);
+		return err;
+	}
 	/* the swap has waited for writes in flight; the first look could not see them, nor what came since */
 	snprintf(dm, sizeof(dm), *p->dm ? "%s" : "asr-%.64s", *p->dm ? p->dm : text_of(disk, "name"));
-	if (json_object_get(disk, "log") && !*text_of(disk, "distrust") && use_written(p->path, p->major, p->minor))
+	if (json_object_get(disk, "checking") && use_written(p->path, p->major, p->minor))
 		err = dirty_all(b, group, disk, dm, "it was written while asr was put on it");
+	if (!err)
+		checked(b, group, disk);
 	boot_release(disk, true);
 	if (!err && json_object_get(disk, "log") && !b->root)
 		note_generation(b, group, disk, log->path, log->l.generation);

@@ -379,8 +379,13 @@ const char *group_missing(void *group)
 	json_array_foreach(disks, i, d) {
 		const char *name = json_string_value(json_object_get(d, "name"));
 
-		if (group_find_disk(g, &info, name, &disk))
-			continue;
+		if (group_find_disk(g, &info, name, &disk)) {
+			if (!json_object_get(d, "checking"))
+				continue;
+			snprintf(g->missing, sizeof(g->missing), "waits for disk %s: what was written while asr was "
+				 "put on it is not known yet; `asrctl boot` looks", name);
+			return g->missing;
+		}
 		snprintf(g->missing, sizeof(g->missing), "waits for disk %s: it is configured and not there; "
 			 "`asrctl boot` brings it up, `asrctl disk unprotect %s --forget` gives it up", name, name);
 		return g->missing;

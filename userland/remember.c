@@ -10,6 +10,7 @@
  *	sectors		when it was seen last
  *	log		{uuid, path or file, generation}: its write-intent log, if it has one
  *	boot_id		the boot in which generation was seen
+ *	checking	true: what was written while asr was put on it is not known yet
  *	distrust	text: it was up without us, or its log failed: the log proves nothing
  *
  * asrctl writes these, asrd only distrust; asrd and asrctl boot read them. A file that cannot be

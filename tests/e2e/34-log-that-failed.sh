@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # A log's device fails, takes not even the word that it has, and is back after a power cut as if nothing had been:
-# asrd has noted it, the next boot believes none of its bits, and the copy is the disk.
+# asrd has noted it, the next boot believes none of its bits, and the copy is the disk. No point comes of a disk
+# of which it is not known what was written while asr was put on it.
 set -eu
 if [ -n "${ASR_GUEST:-}" ]; then
 	# shellcheck source=tests/e2e/guest-lib.sh
@@ -22,7 +23,17 @@ if [ -n "${ASR_GUEST:-}" ]; then
 		grep 'its log has failed: all of it is compared' /run/boot.log || fail "boot said: $(cat /run/boot.log)"
 		asrd_start
 		retry_until 180 drained || { asrctl status; tail -n 5 /run/asrd.log; fail "not consistent again"; }
-		! grep -q distrust /var/lib/asr/groups/g/disks/d0.json || fail "the new log is not trusted"
+		d0=/var/lib/asr/groups/g/disks/d0.json
+		! grep -q 'distrust\|checking' $d0 || fail "the new log is not trusted: $(cat $d0)"
+		say "as if asrctl boot had been stopped before it knew what was written meanwhile"
+		sed -i 's/^{/{ "checking": true,/' $d0
+		want dmsetup message v0 0 dirty 0 1
+		waits() { asrctl status | grep -q 'what was written while asr was put on it is not known yet'; }
+		retry_until 60 waits || fail "does not wait: $(asrctl status)"
+		asrctl boot > /run/boot.log 2>&1 || fail "boot: $(cat /run/boot.log)"
+		grep 'whoever put asr on it was stopped: all of it is compared' /run/boot.log || fail "boot said: $(cat /run/boot.log)"
+		! grep -q checking $d0 || fail "still to be looked at: $(cat $d0)"
+		retry_until 180 drained || { asrctl status; tail -n 5 /run/asrd.log; fail "not consistent again"; }
 		kill "$ASRD_PID"
 		wait "$ASRD_PID" || fail "asrd ended with status $?"
 		want dmsetup remove --retry v0
