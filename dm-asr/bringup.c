@@ -41,19 +41,42 @@
 #include <linux/slab.h>
 #include <linux/vmalloc.h>
 
+#define REAP_EVERY	HZ
+
+static bool free_idle(struct asr_intent *l)
+{
+	if (!asr_logdev_idle(&l->dev))
+		return false;
+	if (l->dev.page)
+		__free_page(l->dev.page);
+	kfree(l);
+	return true;
+}
+
+static void reap_work(struct work_struct *work)
+{
+	struct asr_intent *l = container_of(to_delayed_work(work), struct asr_intent, work);
+
+	if (free_idle(l)) {
+		DMINFO("the I/O of a write-intent log that was left has ended");
+		module_put(THIS_MODULE);	/* its exit waits for this work */
+	} else {
+		queue_delayed_work(asr_intent_wq, &l->work, REAP_EVERY);
+	}
+}
+
+/* The worker is stopped. */
 static void destroy(struct asr_intent *l)
 {
 	if (!l)
 		return;
 	asr_intent_free_map(&l->map);
-	if (!asr_logdev_idle(&l->dev)) {
-		DMERR("I/O of a write-intent log never ended: its memory and this module stay");
-		__module_get(THIS_MODULE);
+	if (free_idle(l))
 		return;
-	}
-	if (l->dev.page)
-		__free_page(l->dev.page);
-	kfree(l);
+	DMERR("I/O of a write-intent log has not ended: until it does its memory, its device and this module stay");
+	__module_get(THIS_MODULE);
+	INIT_DELAYED_WORK(&l->work, reap_work);
+	queue_delayed_work(asr_intent_wq, &l->work, REAP_EVERY);
 }
 
 static struct asr_intent *create(struct block_device *bdev)
@@ -62,7 +85,7 @@ static struct asr_intent *create(struct block_device *bdev)
 
 	if (!l)
 		return NULL;
-	l->dev.bdev = bdev;
+	asr_logdev_init(&l->dev, bdev);
 	l->stopped = true;
 	INIT_LIST_HEAD(&l->waiting);
 	INIT_DELAYED_WORK(&l->work, asr_intent_work);
@@ -184,6 +207,16 @@ int asr_intent_ctr(struct asr_target *t, const char *path)
 
 /* ------------------------------------------------------------------ bring-up */
 
+/* The disk is in use with this log once more, in this slot. */
+static void count(struct asr_intent *l)
+{
+	struct asr_log_super *s = &l->dev.super;
+
+	le64_add_cpu(&s->generation, 1);
+	s->slot = cpu_to_le64(l->disk->slot + 1ULL);
+	l->counted = true;
+}
+
 /* Nothing is known: BROKEN on the device until all bits are set there. */
 static void restart(struct asr_intent *l)
 {
@@ -193,6 +226,8 @@ static void restart(struct asr_intent *l)
 	asr_intent_tell(l);	/* if it fails the worker fails, too */
 	if (l->foreign || l->unsure)
 		return;		/* not ours to write, or nobody knows yet */
+	if (!l->counted)
+		count(l);
 	spin_lock_irq(&g->lock);
 	asr_intent_want_all(l);
 	l->epoch_seq = l->disk->last_seq;	/* what passed while it was broken is in no epoch */
@@ -284,17 +319,17 @@ static int look_again(struct asr_target *t, struct asr_intent *n, bool fresh)
 	return fresh && n->foreign ? r : 0;
 }
 
-static void count(struct asr_intent *n, bool fresh, bool doubt)
+/* It was read, and is ours. */
+static void take(struct asr_intent *n, bool fresh, bool doubt)
 {
 	struct asr_log_super *s = &n->dev.super;
 	struct asr_disk *d = n->disk;
 	bool moved = s->slot && le64_to_cpu(s->slot) != d->slot + 1ULL;
 
-	le64_add_cpu(&s->generation, 1);
 	if (moved)
 		DMWARN("group %s disk %s: slot %llu of the group is taken, it has %u now: all is compared",
 		       d->group->name, d->name, le64_to_cpu(s->slot) - 1, d->slot);
-	s->slot = cpu_to_le64(d->slot + 1ULL);
+	count(n);
 	if (!fresh || doubt || moved)
 		restart(n);
 	else if (le32_to_cpu(s->flags) & ASR_LOGF_BROKEN)
@@ -318,7 +353,7 @@ static int begin(struct asr_target *t, struct asr_intent *n, bool fresh, bool do
 		spin_unlock_irq(&g->lock);
 	}
 	if (!n->broken)
-		count(n, fresh, doubt);
+		take(n, fresh, doubt);
 	n->epoch_seq = t->disk->last_seq;
 	return 0;
 }

@@ -47,10 +47,12 @@
  * Invariants
  *   A record in flight is in group->busy, in order of position.
  *   A write with ASR_IO_WAITING overlaps one before it that is `contended`.
- *   Nothing here allocates or sleeps; work submits what had to wait.
+ *   Nothing here allocates or sleeps; work submits what had to wait. Each disk
+ *   has a queue and a workqueue of its own, for a submission may sleep in the
+ *   device below: it holds up its own disk only, and not the one it stands on.
  *
  * Context: asr_capture_map in process context, asr_capture_end in any, the
- * work on asr_wq.
+ * work on target->queue_wq.
  */
 #include "dm-asr.h"
 
@@ -91,13 +93,19 @@ static __always_inline bool is_earlier(struct asr_io *io, struct asr_io *other)
 	return other->ticket < io->ticket;
 }
 
+void asr_capture_retry_locked(struct asr_io *io)
+{
+	lockdep_assert_held(&io->t->group->lock);
+	io->place = ASR_IO_QUEUED;
+	list_add_tail(&io->link, &io->t->queue);
+	mod_delayed_work(io->t->queue_wq, &io->t->queue_work, 0);
+}
+
 /* io is done: a write that waits may have waited for it. */
 static bool requeue_waiter(struct asr_io *io, struct asr_io *other)
 {
-	if (other->place == ASR_IO_WAITING) {
-		other->place = ASR_IO_QUEUED;
-		list_add_tail(&other->link, &io->t->group->queue);
-	}
+	if (other->place == ASR_IO_WAITING)
+		asr_capture_retry_locked(other);
 	return false;
 }
 
@@ -108,15 +116,13 @@ static void link_locked(struct asr_disk *d, struct asr_io *io)
 	hlist_add_head(&io->node, io->wide ? &d->wide : &d->buckets[bucket_of(io)]);
 }
 
-static void unlink_locked(struct asr_group *g, struct asr_disk *d, struct asr_io *io)
+static void unlink_locked(struct asr_disk *d, struct asr_io *io)
 {
 	if (!io->sectors)
 		return;
 	__hlist_del(&io->node);
-	if (unlikely(io->contended)) {
+	if (unlikely(io->contended))
 		visit(d, io, requeue_waiter);
-		mod_delayed_work(asr_wq, &g->queue_work, 0);
-	}
 }
 
 /* ----------------------------------------------------- record or dirty bit */
@@ -315,8 +321,8 @@ static noinline int put_off_locked(struct asr_group *g, struct asr_io *io, int p
 	} else if (place == ASR_IO_LOGGING) {
 		list_add_tail(&io->link, &io->t->disk->intent->waiting);
 	} else {
-		list_add_tail(&io->link, &g->queue);
-		queue_delayed_work(asr_wq, &g->queue_work, 1);
+		list_add_tail(&io->link, &io->t->queue);
+		queue_delayed_work(io->t->queue_wq, &io->t->queue_work, 1);
 	}
 	return 0;
 }
@@ -359,17 +365,17 @@ int asr_capture_map(struct asr_target *t, struct bio *bio, struct asr_io *io)
  * an overlapping one or for the log leave the queue on the way; at the first
  * that waits for room it ends, and *again is set.
  */
-static struct asr_io *next_locked(struct asr_group *g, bool *again)
+static struct asr_io *next_locked(struct asr_target *t, bool *again)
 {
 	struct asr_io *io;
 
-	while ((io = list_first_entry_or_null(&g->queue, struct asr_io, link))) {
+	while ((io = list_first_entry_or_null(&t->queue, struct asr_io, link))) {
 		list_del(&io->link);
-		io->place = enter_locked(g, io);
+		io->place = enter_locked(t->group, io);
 		if (io->place == ASR_IO_FLYING)
 			return io;
 		if (io->place == ASR_IO_QUEUED) {
-			list_add(&io->link, &g->queue);
+			list_add(&io->link, &t->queue);
 			*again = true;
 			return NULL;
 		}
@@ -381,20 +387,21 @@ static struct asr_io *next_locked(struct asr_group *g, bool *again)
 
 void asr_capture_work(struct work_struct *work)
 {
-	struct asr_group *g = container_of(to_delayed_work(work), struct asr_group, queue_work);
+	struct asr_target *t = container_of(to_delayed_work(work), struct asr_target, queue_work);
+	struct asr_group *g = t->group;
 	bool again = false;
 	struct asr_io *io;
 
 	do {
 		spin_lock_irq(&g->lock);
-		io = next_locked(g, &again);
+		io = next_locked(t, &again);
 		spin_unlock_irq(&g->lock);
 		if (io)
 			asr_compat_submit(io->bio, prepare(g, io));
 	} while (io);
 	/* one tick: the consumer's tail moves without a word */
 	if (again)
-		queue_delayed_work(asr_wq, &g->queue_work, 1);
+		queue_delayed_work(t->queue_wq, &t->queue_work, 1);
 }
 
 /* ------------------------------------------------------------ completion */
@@ -439,7 +446,7 @@ int asr_capture_end(struct asr_target *t, struct asr_io *io, blk_status_t status
 		__list_del(io->link.prev, io->link.next);
 	else
 		g->uncaptured--;
-	unlink_locked(g, t->disk, io);
+	unlink_locked(t->disk, io);
 	wake = asr_ring_wake_due_locked(g);
 	hold = io->hold && g->hold.on;
 	if (unlikely(hold)) {

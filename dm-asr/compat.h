@@ -10,6 +10,8 @@
 #include <linux/bio.h>
 #include <linux/blkdev.h>
 #include <linux/device-mapper.h>
+#include <linux/err.h>
+#include <linux/file.h>
 #include <linux/highmem.h>
 #include <linux/mm.h>
 
@@ -156,6 +158,35 @@ static inline u64 asr_compat_bdev_bytes(struct block_device *bdev)
 }
 #else
 #error "the size of a device: no known shape"
+#endif
+
+/* A device opened once more, so that it stays; NULL when it cannot be. */
+#if ASR_HAS_BDEV_FILE_OPEN
+static inline void *asr_compat_bdev_hold(struct block_device *bdev)
+{
+	struct file *file = bdev_file_open_by_dev(bdev->bd_dev, BLK_OPEN_READ, NULL, NULL);
+
+	return IS_ERR(file) ? NULL : file;
+}
+
+static inline void asr_compat_bdev_release(void *held)
+{
+	fput(held);
+}
+#elif ASR_HAS_BLKDEV_GET_BY_DEV
+static inline void *asr_compat_bdev_hold(struct block_device *bdev)
+{
+	struct block_device *held = blkdev_get_by_dev(bdev->bd_dev, FMODE_READ, NULL);
+
+	return IS_ERR(held) ? NULL : held;
+}
+
+static inline void asr_compat_bdev_release(void *held)
+{
+	blkdev_put(held, FMODE_READ);
+}
+#else
+#error "opening a device: no known shape"
 #endif
 
 /* A mapping that stays read-only. */

@@ -74,7 +74,10 @@ struct asr_map {
 struct asr_logio {
 	struct bio bio;
 	struct bio_vec vec;
+	struct work_struct submit;
 	struct completion done;
+	struct block_device *bdev;
+	void *held;		/* bdev, opened once more: its user may go before the bio ends */
 	bool busy;
 };
 
@@ -112,6 +115,7 @@ struct asr_intent {
 	bool told;		/* the device knows that it is broken, or is not to be touched */
 	bool unsure;		/* it could not be read at bring-up: to be looked at before it is written */
 	bool foreign;		/* it has changed under us: never written to */
+	bool counted;		/* its generation and slot are those of this use */
 	bool flushing;		/* data, at the end of an epoch */
 
 	/* group->lock */
@@ -205,7 +209,6 @@ struct asr_group {
 	struct list_head busy;		/* records in flight, by position */
 	u64 uncaptured;			/* writes in flight without one */
 	u64 ticket;			/* order of arrival of writes */
-	struct list_head queue;		/* writes to be tried (again) by work */
 	struct asr_hold hold;
 	struct list_head held;		/* completions of the hold that is on */
 	struct list_head released;	/* ... of those that ended */
@@ -217,7 +220,6 @@ struct asr_group {
 	u64 durable_seq;		/* at the vault: all records up to it */
 	u64 seq_logged;			/* the highest that a log of this group was told */
 
-	struct delayed_work queue_work;
 	struct delayed_work hold_work;
 	struct work_struct release_work;
 	struct work_struct report_work;
@@ -237,6 +239,9 @@ struct asr_target {
 	sector_t sectors;
 	struct asr_map spare;		/* maps for a new size, until resume */
 	struct list_head link;		/* group->targets, group->lock */
+	struct list_head queue;		/* writes to be tried (again) by work; group->lock */
+	struct delayed_work queue_work;
+	struct workqueue_struct *queue_wq;
 	struct work_struct event_work;
 	unsigned int throttle_ms;
 	bool strict;
@@ -252,7 +257,7 @@ enum { ASR_IO_FLYING, ASR_IO_WAITING, ASR_IO_QUEUED, ASR_IO_LOGGING };
 /* A write on its way, in the bio's per-target data; group->lock. */
 struct asr_io {
 	struct hlist_node node;		/* in the disk's table of overlaps */
-	struct list_head link;		/* group->busy, ->queue, ->held, ->released or
+	struct list_head link;		/* target->queue, group->busy, ->held, ->released or
 					   intent->waiting */
 	struct asr_target *t;
 	struct bio *bio;
@@ -280,7 +285,7 @@ struct asr_strict_io {
 };
 
 /* ------------------------------------------------------------- target.c */
-extern struct workqueue_struct *asr_wq;
+extern struct workqueue_struct *asr_wq, *asr_intent_wq, *asr_logio_wq;
 
 /* ------------------------------------------------------------ capture.c */
 /* .map of a write whose bio is remapped already. Process context, never
@@ -288,7 +293,9 @@ extern struct workqueue_struct *asr_wq;
 int asr_capture_map(struct asr_target *t, struct bio *bio, struct asr_io *io);
 /* .end_io of anything. Hard irq. A DM_ENDIO_* value. */
 int asr_capture_end(struct asr_target *t, struct asr_io *io, blk_status_t status);
-/* group->queue_work */
+/* One that is in no list is tried again by work. */
+void asr_capture_retry_locked(struct asr_io *io);
+/* target->queue_work */
 void asr_capture_work(struct work_struct *work);
 
 /* --------------------------------------------------------------- ring.c */
@@ -344,8 +351,6 @@ int asr_dirty_set(struct asr_group *g, const struct asr_dirty *arg);
 void asr_dirty_return(struct asr_group *g);
 
 /* ------------------------------------------------------------- intent.c */
-extern struct workqueue_struct *asr_intent_wq;
-
 /* May a write go by what is known of this epoch? l may be NULL. The fast way in. */
 static inline bool asr_intent_covers_locked(const struct asr_intent *l, u64 sector, u32 sectors)
 {
@@ -397,7 +402,8 @@ void asr_intent_dtr(struct asr_target *t);
 const char *asr_intent_state(const struct asr_intent *l);
 
 /* ------------------------------------------------------------- logdev.c */
-/* The text of what is wrong, or NULL; v->bdev and v->page are set. */
+void asr_logdev_init(struct asr_logdev *v, struct block_device *bdev);
+/* The text of what is wrong, or NULL; v->page is set. */
 char *asr_logdev_open(struct asr_logdev *v, struct asr_target *t, const char *group, const char *disk);
 bool asr_logdev_fits(struct asr_logdev *v, u64 regions);
 /* 0, -ENODATA, -EBADMSG, or the error of a read */
@@ -414,6 +420,7 @@ int asr_logdev_start_flush_data(struct asr_logdev *v, struct block_device *data)
 int asr_logdev_poll_flush_data(struct asr_logdev *v);
 int asr_logdev_wait_flush_data(struct asr_logdev *v);
 int asr_logdev_flush_data(struct asr_logdev *v, struct block_device *data);
+/* May it be freed? If not, its devices are kept open until it may. */
 bool asr_logdev_idle(struct asr_logdev *v);
 
 /* -------------------------------------------------------------- group.c */

@@ -324,11 +324,9 @@ static struct asr_group *alloc_group(const char *name, u64 ring_bytes, u64 first
 	strscpy(g->name, name, sizeof(g->name));
 	spin_lock_init(&g->lock);
 	INIT_LIST_HEAD(&g->busy);
-	INIT_LIST_HEAD(&g->queue);
 	INIT_LIST_HEAD(&g->held);
 	INIT_LIST_HEAD(&g->released);
 	INIT_LIST_HEAD(&g->targets);
-	INIT_DELAYED_WORK(&g->queue_work, asr_capture_work);
 	INIT_DELAYED_WORK(&g->hold_work, hold_work);
 	INIT_WORK(&g->release_work, release_work);
 	INIT_WORK(&g->report_work, report_work);
@@ -342,7 +340,6 @@ static void free_group(struct asr_group *g)
 	int i;
 
 	cancel_delayed_work_sync(&g->hold_work);
-	cancel_delayed_work_sync(&g->queue_work);
 	cancel_work_sync(&g->release_work);
 	cancel_work_sync(&g->report_work);
 	for (i = 0; i < ASR_DISKS_MAX; i++)

@@ -14,7 +14,9 @@
  *   on the disk, too, for the worker flushes the disk first: what the vault
  *   has and the disk lost in a power cut would differ as well. Then all
  *   regions that were not written in the epoch and hold no dirty chunk are
- *   cleared, in one write per block.
+ *   cleared, in one write per block. When the flush fails the disk may have
+ *   dropped what it had, and a later flush would not say so: all regions set
+ *   are dirty then, and compared.
  *
  *   The write path tests one bit: written in this epoch. Only the first write
  *   to a region in an epoch looks further.
@@ -43,8 +45,6 @@
 #define SUPER_EVERY	(30 * HZ)	/* so that seq_high is never 2^32 records old */
 #define AHEAD_SECTORS	(64u << 11)	/* 64 MiB: of a sequential writer */
 #define STEP_REGIONS	4096u		/* looked at under one lock section: up to 0.1 ms */
-
-struct workqueue_struct *asr_intent_wq;
 
 /* ------------------------------------------------------------------ the maps */
 
@@ -239,19 +239,15 @@ void asr_intent_touch_locked(struct asr_disk *d, u64 sector, u64 sectors)
 
 static void release_locked(struct asr_intent *l)
 {
-	struct asr_group *g = l->disk->group;
 	struct asr_io *io, *next;
 
-	lockdep_assert_held(&g->lock);
-	if (list_empty(&l->waiting))
-		return;
+	lockdep_assert_held(&l->disk->group->lock);
 	list_for_each_entry_safe(io, next, &l->waiting, link) {
 		if (!may_pass(l, io->sector >> l->shift, last_of(l, io->sector, io->sectors)))
 			continue;
-		io->place = ASR_IO_QUEUED;
-		list_move_tail(&io->link, &g->queue);
+		list_del(&io->link);
+		asr_capture_retry_locked(io);
 	}
-	mod_delayed_work(asr_wq, &g->queue_work, 0);
 }
 
 /* ----------------------------------------------------------------- superblock */
@@ -409,32 +405,43 @@ static bool holds_dirty(struct asr_intent *l, u64 region)
 	return first < end && (find_next_bit(m->dirty, end, first) < end || find_next_bit(m->taken, end, first) < end);
 }
 
-/* Ends the epoch for some regions. With look, says only whether one would be cleared. */
-static bool turn_piece(struct asr_intent *l, u64 from, bool look)
+static void doubt_locked(struct asr_intent *l, u64 region)
+{
+	u64 sector = region << l->shift;
+
+	asr_dirty_set_locked(l->disk, sector, min_t(u64, 1u << l->shift, l->sectors - sector));
+}
+
+/* LOOK: would a region be cleared? CLEAR: the epoch ends. DOUBT: it ends badly, all is dirty that is set. */
+enum turn { TURN_LOOK, TURN_CLEAR, TURN_DOUBT };
+
+static bool turn_piece(struct asr_intent *l, u64 from, enum turn how)
 {
 	u64 end = min_t(u64, from + STEP_REGIONS, l->map.nr_blocks * ASR_LOG_BLOCK_BITS), w, r;
 	struct asr_regions *m = &l->map;
 	unsigned long old, i;
 
 	for (w = BIT_WORD(from); w < BIT_WORD(end); w++) {
-		old = m->bits[w] & ~m->recent[w] & ~m->want[w];
+		old = how == TURN_DOUBT ? m->bits[w] : m->bits[w] & ~m->recent[w] & ~m->want[w];
 		for_each_set_bit(i, &old, BITS_PER_LONG) {
 			r = w * BITS_PER_LONG + i;
+			if (how == TURN_DOUBT)
+				doubt_locked(l, r);
 			if (holds_dirty(l, r))
 				continue;
-			if (look)
+			if (how == TURN_LOOK)
 				return true;
 			__clear_bit(r, m->bits);
 			__set_bit(r / ASR_LOG_BLOCK_BITS, m->blocks);
 			l->set--;
 		}
-		if (!look)
+		if (how == TURN_CLEAR)
 			m->recent[w] = 0;
 	}
 	return false;
 }
 
-static bool turn_pieces(struct asr_intent *l, bool look)
+static bool turn_pieces(struct asr_intent *l, enum turn how)
 {
 	struct asr_group *g = l->disk->group;
 	bool found = false;
@@ -442,7 +449,7 @@ static bool turn_pieces(struct asr_intent *l, bool look)
 
 	for (from = 0; from < l->map.count && !found; from += STEP_REGIONS) {
 		spin_lock_irq(&g->lock);
-		found = turn_piece(l, from, look);
+		found = turn_piece(l, from, how);
 		spin_unlock_irq(&g->lock);
 		cond_resched();
 	}
@@ -455,7 +462,7 @@ static int flush_epoch(struct asr_intent *l)
 	int r;
 
 	if (!l->flushing) {
-		if (!turn_pieces(l, true))
+		if (!turn_pieces(l, TURN_LOOK))
 			return 0;
 		if (asr_logdev_start_flush_data(&l->dev, l->data))
 			return -EAGAIN;
@@ -480,9 +487,10 @@ static void turn(struct asr_intent *l)
 	r = due ? flush_epoch(l) : -EBUSY;
 	if (r == -EBUSY)
 		return;
-	if (!r)
-		turn_pieces(l, false);
+	if (r != -EAGAIN)
+		turn_pieces(l, r ? TURN_DOUBT : TURN_CLEAR);
 	spin_lock_irq(&d->group->lock);
+	d->errors += r && r != -EAGAIN;
 	if (!r)
 		l->epoch_seq = d->last_seq;
 	l->epoch_end = jiffies + EPOCH;		/* a flush that failed is not tried again at once */

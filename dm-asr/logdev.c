@@ -12,7 +12,10 @@
  *   waits: no allocation can recurse into the memory that a write is to free.
  *   It waits for some seconds only: a device that hangs, for it is suspended,
  *   say, by someone who is about to suspend the disk as well, shall not hang
- *   the disk. Until that bio ends nothing else is done with the device.
+ *   the disk. Until that bio ends nothing else is done with the device. As
+ *   the submission itself may sleep (no tag is free, the queue is frozen), a
+ *   work item does that. When the log goes before its bio ends, the device is
+ *   opened once more, and stays.
  *   What is read is checked once, in full, before anything is believed.
  *
  * Invariants
@@ -26,6 +29,7 @@
  */
 #include "dm-asr.h"
 
+#include <linux/sched/mm.h>
 #include <linux/xxhash.h>
 
 #define IO_TIMEOUT	(10 * HZ)	/* more than a device that works ever takes */
@@ -39,26 +43,10 @@ static void io_done(struct bio *bio)
 	complete(bio->bi_private);
 }
 
-/* Is the one before over, at last? */
-static bool io_free(struct asr_logio *io)
+static void io_submit(struct work_struct *work)
 {
-	if (io->busy && try_wait_for_completion(&io->done)) {
-		bio_uninit(&io->bio);
-		io->busy = false;
-	}
-	return !io->busy;
-}
+	struct asr_logio *io = container_of(work, struct asr_logio, submit);
 
-static void io_start(struct asr_logio *io, struct block_device *bdev, unsigned int op, u64 byte, struct page *page)
-{
-	asr_compat_bio_init_own(&io->bio, bdev, page ? &io->vec : NULL, !!page, op | REQ_SYNC);
-	io->bio.bi_iter.bi_sector = byte >> SECTOR_SHIFT;
-	if (page)
-		__bio_add_page(&io->bio, page, ASR_LOG_BLOCK, 0);
-	init_completion(&io->done);
-	io->bio.bi_private = &io->done;
-	io->bio.bi_end_io = io_done;
-	io->busy = true;
 	submit_bio(&io->bio);
 }
 
@@ -68,7 +56,43 @@ static int io_result(struct asr_logio *io)
 
 	bio_uninit(&io->bio);
 	io->busy = false;
+	if (io->held)
+		asr_compat_bdev_release(io->held);
+	io->held = NULL;
 	return r;
+}
+
+/* Is the one before over, at last? */
+static bool io_free(struct asr_logio *io)
+{
+	if (io->busy && try_wait_for_completion(&io->done))
+		io_result(io);
+	return !io->busy;
+}
+
+/* No writeback may come of it: it may wait for us. */
+static void io_hold(struct asr_logio *io)
+{
+	unsigned int noio = memalloc_noio_save();
+
+	if (!io->held)
+		io->held = asr_compat_bdev_hold(io->bdev);
+	memalloc_noio_restore(noio);
+}
+
+static void io_start(struct asr_logio *io, struct block_device *bdev, unsigned int op, u64 byte, struct page *page)
+{
+	/* IDLE: not slowed down for the sake of reads (wbt) */
+	asr_compat_bio_init_own(&io->bio, bdev, page ? &io->vec : NULL, !!page, op | REQ_SYNC | REQ_IDLE);
+	io->bio.bi_iter.bi_sector = byte >> SECTOR_SHIFT;
+	if (page)
+		__bio_add_page(&io->bio, page, ASR_LOG_BLOCK, 0);
+	init_completion(&io->done);
+	io->bio.bi_private = &io->done;
+	io->bio.bi_end_io = io_done;
+	io->bdev = bdev;
+	io->busy = true;
+	queue_work(asr_logio_wq, &io->submit);
 }
 
 static int io_wait(struct asr_logio *io)
@@ -116,7 +140,11 @@ int asr_logdev_poll_flush_data(struct asr_logdev *v)
 
 int asr_logdev_wait_flush_data(struct asr_logdev *v)
 {
-	return io_wait(&v->data_io);
+	int r = io_wait(&v->data_io);
+
+	if (v->data_io.busy)
+		io_hold(&v->data_io);
+	return r;
 }
 
 int asr_logdev_flush_data(struct asr_logdev *v, struct block_device *data)
@@ -124,10 +152,25 @@ int asr_logdev_flush_data(struct asr_logdev *v, struct block_device *data)
 	return asr_logdev_start_flush_data(v, data) ?: asr_logdev_wait_flush_data(v);
 }
 
-/* May it be freed? */
+void asr_logdev_init(struct asr_logdev *v, struct block_device *bdev)
+{
+	v->bdev = bdev;
+	INIT_WORK(&v->io.submit, io_submit);
+	INIT_WORK(&v->data_io.submit, io_submit);
+}
+
+static bool io_idle(struct asr_logio *io)
+{
+	if (io_free(io))
+		flush_work(&io->submit);	/* on its way back from submit_bio */
+	else
+		io_hold(io);
+	return !io->busy;
+}
+
 bool asr_logdev_idle(struct asr_logdev *v)
 {
-	return io_free(&v->io) && io_free(&v->data_io);
+	return io_idle(&v->io) & io_idle(&v->data_io);
 }
 
 /* ------------------------------------------------------------- the superblock */

@@ -17,7 +17,7 @@
  */
 #include "dm-asr.h"
 
-struct workqueue_struct *asr_wq;
+struct workqueue_struct *asr_wq, *asr_intent_wq, *asr_logio_wq;
 
 static void event_work(struct work_struct *work)
 {
@@ -156,12 +156,21 @@ static int asr_ctr(struct dm_target *ti, unsigned int argc, char **argv)
 	t->ti = ti;
 	t->sectors = ti->len;
 	INIT_WORK(&t->event_work, event_work);
+	INIT_LIST_HEAD(&t->queue);
+	INIT_DELAYED_WORK(&t->queue_work, asr_capture_work);
 	r = parse_options(t, &as, &log);
 	if (r)
 		goto out_free;
+	t->queue_wq = alloc_workqueue("asr/%s", WQ_MEM_RECLAIM | WQ_UNBOUND, 1,
+				      dm_device_name(dm_table_get_md(ti->table)));
+	if (!t->queue_wq) {
+		ti->error = "out of memory";
+		r = -ENOMEM;
+		goto out_free;
+	}
 	r = parse_device(t, argv[0], argv[1]);
 	if (r)
-		goto out_free;
+		goto out_wq;
 	r = dm_set_target_max_io_len(ti, ASR_SPAN_SECTORS);
 	if (r)
 		goto out_put_device;
@@ -182,6 +191,8 @@ out_put_disk:
 	cancel_work_sync(&t->event_work);	/* the group knew t, and may have had news */
 out_put_device:
 	dm_put_device(ti, t->dev);
+out_wq:
+	destroy_workqueue(t->queue_wq);
 out_free:
 	kfree(t);
 	return r;
@@ -191,6 +202,8 @@ static void asr_dtr(struct dm_target *ti)
 {
 	struct asr_target *t = ti->private;
 
+	cancel_delayed_work_sync(&t->queue_work);	/* no write is left, perhaps its tick */
+	destroy_workqueue(t->queue_wq);
 	asr_intent_dtr(t);
 	asr_disk_put(t);
 	cancel_work_sync(&t->event_work);
@@ -414,16 +427,25 @@ static struct target_type asr_type = {
 	.io_hints = asr_io_hints,
 };
 
+static void destroy_queues(void)
+{
+	if (asr_intent_wq)
+		destroy_workqueue(asr_intent_wq);
+	if (asr_logio_wq)
+		destroy_workqueue(asr_logio_wq);
+	if (asr_wq)
+		destroy_workqueue(asr_wq);
+}
+
 static int __init asr_init(void)
 {
 	int r;
 
+	/* three: a log's worker waits for its I/O, and that may need the first below it */
 	asr_wq = alloc_workqueue("dm-asr", WQ_MEM_RECLAIM | WQ_UNBOUND, 0);
-	if (!asr_wq)
-		return -ENOMEM;
-	/* its own: a log's worker waits for I/O, which may need work of asr_wq below it */
 	asr_intent_wq = alloc_workqueue("dm-asr-log", WQ_MEM_RECLAIM | WQ_UNBOUND, 0);
-	r = asr_intent_wq ? asr_chardev_init() : -ENOMEM;
+	asr_logio_wq = alloc_workqueue("dm-asr-log-io", WQ_MEM_RECLAIM | WQ_UNBOUND, 0);
+	r = asr_wq && asr_intent_wq && asr_logio_wq ? asr_chardev_init() : -ENOMEM;
 	if (r)
 		goto out_wq;
 	r = dm_register_target(&asr_type);
@@ -434,9 +456,7 @@ static int __init asr_init(void)
 out_chardev:
 	asr_chardev_exit();
 out_wq:
-	if (asr_intent_wq)
-		destroy_workqueue(asr_intent_wq);
-	destroy_workqueue(asr_wq);
+	destroy_queues();
 	return r;
 }
 
@@ -444,8 +464,7 @@ static void __exit asr_exit(void)
 {
 	dm_unregister_target(&asr_type);
 	asr_chardev_exit();
-	destroy_workqueue(asr_intent_wq);
-	destroy_workqueue(asr_wq);
+	destroy_queues();
 }
 
 module_init(asr_init);

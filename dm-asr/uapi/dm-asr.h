@@ -281,7 +281,7 @@ struct asr_disk_info {
 	__u32 lower_major;
 	__u32 lower_minor;
 	__u64 dirty_chunks;
-	__u64 errors;		/* writes the lower device failed */
+	__u64 errors;		/* writes, and flushes for the log, the lower device failed */
 	char  name[ASR_NAME_BYTES];
 	__u64 memory_bytes;	/* of the kernel, for this disk: maps, log, tables */
 	__u32 log_region_sectors;	/* 0: it has no write-intent log */

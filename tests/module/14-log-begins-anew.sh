@@ -1,7 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # A log that was broken and begins anew forgets nothing that only the ring has; one that cannot be read when its
-# disk comes up hinders nobody; one that has become another's under us is not written to.
+# disk comes up hinders nobody; one that has become another's under us is not written to; a disk that cannot be
+# flushed may have lost what its log names.
 # timeout: 900
 SERIES=6.12 DISKS='16 2 8 2'
 # shellcheck source=tests/module/host.sh
@@ -108,4 +109,33 @@ table a0 "0 $n asr /dev/d0 0 g a0"
 asr-logdev dump /dev/d1 | cmp - /tmp/is || fail "another's log was written to: $(asr-logdev dump /dev/d1)"
 asr_off 0
 want dmsetup remove --retry lg
+
+say "the disk cannot be flushed at the end of an epoch: all that the log names is dirty"
+want modprobe dm-flakey
+want dmsetup create low --table "0 $n linear /dev/d0 0"
+want asr-logdev format /dev/d1 g a0 "$n" $region
+want dmsetup create a0 --table "0 $n asr $(map low) 0 g a0 2 log /dev/d1"
+drain_on flush --sync "a0=$(map low)" --durable
+retry_until 240 clean || fail "not in sync"
+retry_until 240 no_bits || fail "bits stay: $(dmsetup status a0)"
+drain_off
+drain_on flush
+write 10
+drain_off
+table low "0 $n flakey /dev/d0 0 0 3600 1 error_writes"
+drain_on flush --durable
+# a write that fails is dirty itself; with it the consumer says what is durable
+dd if=/dev/zero of="$(map a0)" bs=64k count=1 seek=20 oflag=direct status=none && fail "a write did not fail"
+all_dirty() { [ "$(info dirty_chunks)" = 2 ]; }	# a region is a chunk
+retry_until 120 all_dirty || fail "not dirty: $(asr-consume info g; dmsetup status a0)"
+drain_off
+table low "0 $n linear /dev/d0 0"
+log_field 1 | grep -q '^2/' || fail "not set: $(dmsetup status a0)"
+drain_on flush --sync "a0=$(map low)" --durable
+retry_until 240 clean || fail "not in sync"
+retry_until 240 no_bits || fail "bits stay: $(dmsetup status a0)"
+drain_off
+same flush 0
+asr_off 0
+want dmsetup remove --retry low
 want asr-consume delete g
