@@ -8,6 +8,7 @@
  *                       intent.c           what a crash must not forget, on the
  *                       bringup.c          log device: logdev.c
  *                       group.c            who belongs together, in which state
+ *                       mark.c             moments with a name, holds
  *
  * Locks, outermost first. There are two.
  *
@@ -437,10 +438,6 @@ void asr_group_detach(struct asr_group *g);
 void asr_group_set_state_locked(struct asr_group *g, u32 to, u32 why);
 int asr_group_capture(struct asr_group *g);
 void asr_group_track(struct asr_group *g);
-int asr_group_mark(struct asr_group *g, struct asr_mark *arg);
-int asr_group_release(struct asr_group *g, struct asr_release *arg);
-/* Ends a hold that is on, as broken. */
-void asr_group_break_hold(struct asr_group *g);
 /* Binds t to a disk of a group, new or known. ti->error says what is wrong. */
 int asr_disk_get(struct asr_target *t, const char *group, const char *name);
 void asr_disk_put(struct asr_target *t);
@@ -451,6 +448,15 @@ int asr_disk_resume(struct asr_target *t);
 int asr_disk_info(struct asr_group *g, struct asr_disk_info *arg);
 const char *asr_state_name(u32 state);
 const char *asr_why_name(u32 why);
+
+/* --------------------------------------------------------------- mark.c */
+int asr_group_mark(struct asr_group *g, struct asr_mark *arg);
+int asr_group_release(struct asr_group *g, struct asr_release *arg);
+/* Ends a hold that is on, as broken. */
+void asr_group_break_hold(struct asr_group *g);
+/* group->hold_work, ->release_work */
+void asr_hold_work(struct work_struct *work);
+void asr_release_work(struct work_struct *work);
 
 /* ------------------------------------------------------------ chardev.c */
 int asr_chardev_init(void);

@@ -342,24 +342,36 @@ static void asr_status(struct dm_target *ti, status_type_t type, unsigned int fl
 	}
 }
 
-/* mark <name> */
-static int message_mark(struct asr_target *t, const char *name, char *result, unsigned int maxlen)
+/* mark <name>; declare <id> <name> app: of the mark that has that id */
+static int message_mark(struct asr_target *t, struct asr_mark *mark, const char *name, char *result,
+			unsigned int maxlen)
 {
-	struct asr_mark mark = { };
 	unsigned int sz = 0;
 	int r;
 
-	if (strscpy(mark.name, name, sizeof(mark.name)) < 0 || !asr_group_name_valid(name)) {
+	if (strscpy(mark->name, name, sizeof(mark->name)) < 0 || !asr_group_name_valid(name)) {
 		DMERR("mark: names are 1 to 63 of [A-Za-z0-9._+-], a letter or digit first");
 		return -EINVAL;
 	}
-	r = asr_group_mark(t->group, &mark);
+	r = asr_group_mark(t->group, mark);
 	if (r) {
-		DMERR("mark %s: the group is in TRACK or its ring is full", name);
+		DMERR("mark %s: %s", name, r == -EINVAL ? "no mark has that id yet" :
+		      "the group is in TRACK or its ring is full");
 		return r;
 	}
-	DMEMIT("%llu %llu %llu", mark.id, mark.seq, mark.time_ns);
+	DMEMIT("%llu %llu %llu", mark->id, mark->seq, mark->time_ns);
 	return 1;
+}
+
+static int message_declare(struct asr_target *t, char **argv, char *result, unsigned int maxlen)
+{
+	struct asr_mark mark = { .flags = ASR_MARK_DECLARE | ASR_MARK_APP };
+
+	if (kstrtou64(argv[1], 10, &mark.id) || strcmp(argv[3], "app")) {
+		DMERR("declare: needs <id> <name> app");
+		return -EINVAL;
+	}
+	return message_mark(t, &mark, argv[2], result, maxlen);
 }
 
 /* dirty <sector> <sectors> */
@@ -387,10 +399,12 @@ static int asr_message(struct dm_target *ti, unsigned int argc, char **argv,
 	struct asr_target *t = ti->private;
 
 	if (argc == 2 && !strcasecmp(argv[0], "mark"))
-		return message_mark(t, argv[1], result, maxlen);
+		return message_mark(t, &(struct asr_mark){ }, argv[1], result, maxlen);
+	if (argc == 4 && !strcasecmp(argv[0], "declare"))
+		return message_declare(t, argv, result, maxlen);
 	if (argc == 3 && !strcasecmp(argv[0], "dirty"))
 		return message_dirty(t, argv[1], argv[2]);
-	DMERR("unknown message %s with %u arguments; known: mark <name>, dirty <sector> <sectors>",
+	DMERR("unknown message %s with %u arguments; known: mark <name>, declare <id> <name> app, dirty <sector> <sectors>",
 	      argv[0], argc - 1);
 	return -EINVAL;
 }

@@ -16,7 +16,7 @@ int point_show(const struct args *a, struct why *why)
 	};
 	static const struct col marks[] = {
 		{ "MARK", "name", COL_TEXT }, { "SEQ", "seq", COL_INT }, { "TIME", "time", COL_TEXT },
-		{ "CONSISTENT", "consistent", COL_YESNO },
+		{ "CONSISTENCY", "consistency", COL_TEXT },
 	};
 	static const struct col disks[] = { { "DISK", "name", COL_TEXT }, { "SIZE", "bytes", COL_BYTES } };
 	cleanup_json list = NULL;

@@ -377,7 +377,7 @@ static int resolve_name(struct resolver *r, const char *name, struct point *p)
 		for (uint32_t k = seg->table.foot.events; k > 0; k--) {
 			const struct seg_event *e = &seg->table.events[k - 1];
 
-			if (e->kind != ASR_KIND_MARK)
+			if (e->kind != ASR_KIND_MARK || e->flags & ASR_MARK_DECLARE)
 				continue;
 			if (!strcmp(e->name, name)) {
 				snprintf(p->name, sizeof(p->name), "%s", name);
@@ -434,6 +434,24 @@ int point_resolve(struct index *ix, const char *text, struct point *p, struct wh
 
 /* ------------------------------------------------------------------- listing */
 
+#define DECLARED_WITHIN	1024u	/* marks: a declaration is not about an older one */
+
+/* Of the newest mark of that id: a group that was made anew counts from 1 again */
+static void declare(struct point_list *list, const struct seg_event *e)
+{
+	for (size_t i = list->mark_count; i > 0 && list->mark_count - i < DECLARED_WITHIN; i--) {
+		struct point_mark *m = &list->marks[i - 1];
+
+		if (m->id != e->value)
+			continue;
+		if (!strcmp(m->name, e->name)) {
+			m->app |= e->flags & ASR_MARK_APP;
+			m->group |= e->flags & ASR_MARK_GROUP;
+		}
+		return;
+	}
+}
+
 static int marks_make(const struct index_stream *st, struct point_list *list)
 {
 	for (size_t i = 0; i < st->count; i++) {
@@ -445,6 +463,10 @@ static int marks_make(const struct index_stream *st, struct point_list *list)
 
 			if (e->kind != ASR_KIND_MARK)
 				continue;
+			if (e->flags & ASR_MARK_DECLARE) {
+				declare(list, e);
+				continue;
+			}
 			m = reallocarray(list->marks, list->mark_count + 1, sizeof(*m));
 			if (!m)
 				return -ENOMEM;
@@ -586,9 +608,10 @@ json_t *point_list_json(struct index *ix, struct why *why)
 	for (size_t n = 0; n < list.mark_count; n++) {
 		const struct point_mark *m = &list.marks[n];
 
-		json_array_append_new(marks, json_pack("{s:s,s:I,s:I,s:o,s:b,s:b}", "name", m->name, "id",
+		json_array_append_new(marks, json_pack("{s:s,s:I,s:I,s:o,s:b,s:b,s:s}", "name", m->name, "id",
 			(json_int_t)m->id, "seq", (json_int_t)m->seq, "time", time_json(m->time_ns),
-			"consistent", m->consistent, "held", m->held));
+			"consistent", m->consistent, "held", m->held, "consistency",
+			!m->consistent ? "none" : m->app ? "app" : "crash"));
 	}
 	point_list_free(&list);
 	hex_encode(ix->uuid, ASR_UUID_BYTES, hex);

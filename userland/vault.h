@@ -182,7 +182,7 @@ struct seg_event {			/* MARK, STATE, DISK, RESYNC_*, in order */
 	uint64_t time_ns;
 	uint64_t prev_seq;		/* of the record before it; 0: it is the first */
 	uint64_t prev_time_ns;
-	uint64_t value;			/* MARK: id; STATE: from << 32 | to; DISK: sectors */
+	uint64_t value;			/* MARK: id, also of the one declared; STATE: from << 32 | to; DISK: sectors */
 	uint64_t writes;		/* foot.writes before it */
 	uint32_t frame;
 	uint16_t record;
@@ -358,6 +358,7 @@ struct point_mark {
 	char name[ASR_NAME_BYTES];
 	uint64_t id, seq, time_ns;
 	bool consistent, held;
+	bool app, group;		/* declared so, behind it (ASR_MARK_*) */
 };
 
 struct point_disk {

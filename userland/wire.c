@@ -125,16 +125,25 @@ static bool state_ok(uint32_t state)
 	return state == ASR_STATE_CAPTURE || state == ASR_STATE_TRACK;
 }
 
+/* A mark, with a hold or without; or what is said of one */
+static bool mark_ok(const struct asr_rec_mark *m)
+{
+	uint32_t says = m->flags & (ASR_MARK_APP | ASR_MARK_GROUP);
+
+	return !m->reserved && name_ok(m->name) && m->id &&
+	       (m->flags & ASR_MARK_DECLARE ? says && m->flags == (says | ASR_MARK_DECLARE) :
+		!(m->flags & ~ASR_MARK_HOLD));
+}
+
 /* Content of a MARK, STATE or DISK body whose place has been checked */
 static bool body_ok(const struct frame_rec *r, const uint8_t *body)
 {
-	const struct asr_rec_mark *m = (const void *)body;
 	const struct asr_rec_state *s = (const void *)body;
 	const struct asr_rec_disk *d = (const void *)body;
 
 	switch (r->kind) {
 	case ASR_KIND_MARK:
-		return !(m->flags & ~ASR_MARK_HOLD) && !m->reserved && name_ok(m->name);
+		return mark_ok((const void *)body);
 	case ASR_KIND_STATE:
 		return (state_ok(s->from) || !s->from) && state_ok(s->to) && !s->reserved;
 	default:

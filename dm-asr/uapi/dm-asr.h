@@ -106,8 +106,8 @@ struct asr_rec {
 #define ASR_DISK_NONE		0xffff
 
 struct asr_rec_mark {
-	__u64 id;		/* counts marks of the group from 1 */
-	__u32 flags;		/* ASR_MARK_HOLD: writes after it were held */
+	__u64 id;		/* counts marks of the group from 1; DECLARE: of the mark it is about */
+	__u32 flags;		/* ASR_MARK_* */
 	__u32 reserved;
 	char  name[ASR_NAME_BYTES];
 };
@@ -311,14 +311,19 @@ struct asr_dirty {
 
 struct asr_mark {
 	char  name[ASR_NAME_BYTES];
-	__u32 flags;		/* ASR_MARK_HOLD */
+	__u32 flags;		/* ASR_MARK_* */
 	__u32 reserved;
 	__u64 hold_ns;		/* with HOLD: timer; 0: default, at most ASR_HOLD_MAX_NS */
-	__u64 id;		/* out */
+	__u64 id;		/* out; with DECLARE in: the mark that it is about */
 	__u64 seq;		/* out: of the mark's record */
 	__u64 time_ns;		/* out */
 };
-#define ASR_MARK_HOLD		0x1
+#define ASR_MARK_HOLD		0x1	/* completions of what is written after it are withheld until RELEASE */
+/* No moment of its own: says of the mark `id`, which stands before it, what the other flags say, and only they
+   with it. ESTALE: GROUP, and that mark's hold is not the last one, or is on, or was broken. */
+#define ASR_MARK_DECLARE	0x2
+#define ASR_MARK_APP		0x4	/* what writes to the disks was quiet, from before the mark to after it */
+#define ASR_MARK_GROUP		0x8	/* all hosts of the group had placed it before any of them released it */
 
 /* All records up to seq are durable at the vault, and the log of each disk may forget
    them. Only ever grows; EINVAL: beyond the last record that was consumed. */
@@ -361,7 +366,7 @@ struct asr_release {
 #define ASR_IOC_CAPTURE		_IO(ASR_IOC_MAGIC, 0x15)
 /* CAPTURE -> TRACK. 0 when in TRACK. */
 #define ASR_IOC_TRACK		_IO(ASR_IOC_MAGIC, 0x16)
-/* ENOSPC: no room in the ring, or in TRACK; EBUSY: a hold is on and HOLD asked */
+/* ENOSPC: no room in the ring, or in TRACK; EBUSY: a hold is on and HOLD asked; ESTALE: see DECLARE */
 #define ASR_IOC_MARK		_IOWR(ASR_IOC_MAGIC, 0x17, struct asr_mark)
 #define ASR_IOC_RELEASE		_IOWR(ASR_IOC_MAGIC, 0x18, struct asr_release)
 #define ASR_IOC_DURABLE		_IOW(ASR_IOC_MAGIC, 0x19, struct asr_durable)

@@ -25,6 +25,10 @@ same some 0
 dmsetup status a0
 read -ra said < <(dmsetup message a0 0 mark before-upgrade)
 [ ${#said[@]} = 3 ] && [ "${said[1]}" -gt 1 ] || fail "mark said: ${said[*]}"
+want dmsetup message a0 0 declare "${said[0]}" before-upgrade app
+not dmsetup message a0 0 declare "${said[0]}" before-upgrade 2>/dev/null || fail "declared nothing"
+not dmsetup message a0 0 declare 0 before-upgrade app 2>/dev/null || fail "declared without a mark"
+not dmsetup message a0 0 declare $((said[0] + 1)) before-upgrade app 2>/dev/null || fail "declared ahead"
 want dmsetup message a0 0 dirty 128 1
 [ "$(info dirty_chunks)" = 1 ] || fail "not one dirty chunk"
 asr_off 0

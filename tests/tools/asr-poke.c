@@ -145,8 +145,15 @@ static void refuse_attached(struct ring *r, const char *group)
 	must_be(call(r->fd, ASR_IOC_DIRTY_ACK, &d), -EINVAL);
 	d.slot = 77;
 	must_be(call(r->fd, ASR_IOC_DIRTY_FETCH, &d), -ENOENT);
-	m.flags = 2;
-	must_be(call(r->fd, ASR_IOC_MARK, &m), -EINVAL);
+	static const uint32_t nonsense[] = {	/* with an id that was never given, too */
+		ASR_MARK_DECLARE, ASR_MARK_APP, ASR_MARK_GROUP, ASR_MARK_DECLARE | ASR_MARK_HOLD, 0x10,
+		ASR_MARK_DECLARE | ASR_MARK_APP | ASR_MARK_HOLD, ASR_MARK_DECLARE | ASR_MARK_APP,
+	};
+	for (size_t i = 0; i < sizeof(nonsense) / sizeof(nonsense[0]); i++) {
+		m.flags = nonsense[i];
+		m.id = i % 2 ? 0 : 1000;
+		must_be(call(r->fd, ASR_IOC_MARK, &m), -EINVAL);
+	}
 	m.flags = ASR_MARK_HOLD;
 	m.hold_ns = ASR_HOLD_MAX_NS + 1;
 	must_be(call(r->fd, ASR_IOC_MARK, &m), -EINVAL);
@@ -307,6 +314,9 @@ static bool hold_and_release(struct ring *r, const char *dev, uint64_t *broken)
 	struct asr_mark m = hold(r, 1000);
 	struct writer w;
 	int again = call(r->fd, ASR_IOC_MARK, &(struct asr_mark){ .name = "x", .flags = ASR_MARK_HOLD });
+	struct asr_mark said = { .name = "held", .id = m.id, .flags = ASR_MARK_DECLARE | ASR_MARK_GROUP };
+
+	must_be(call(r->fd, ASR_IOC_MARK, &said), -ESTALE);
 
 	start(&w, dev);
 	usleep(300000);
@@ -322,6 +332,8 @@ static bool hold_and_release(struct ring *r, const char *dev, uint64_t *broken)
 	must_be(rel.held, 1);
 	must(rel.held_ns >= 290000000);
 	must_be(call(r->fd, ASR_IOC_RELEASE, &rel), -ENOENT);
+	must_be(call(r->fd, ASR_IOC_MARK, &said), 0);
+	must(said.id == m.id && said.seq > m.seq);
 	return true;
 }
 
@@ -338,6 +350,10 @@ static bool hold_and_forget(struct ring *r, const char *group, const char *dev, 
 		usleep(1000);
 	must_be(call(r->fd, ASR_IOC_RELEASE, &rel), 0);
 	must_be(rel.broken, 1);
+	m.flags = ASR_MARK_DECLARE | ASR_MARK_GROUP;
+	must_be(call(r->fd, ASR_IOC_MARK, &m), -ESTALE);
+	m.flags = ASR_MARK_DECLARE | ASR_MARK_APP;
+	must_be(call(r->fd, ASR_IOC_MARK, &m), 0);
 	*broken += 1;
 	if (!rel.held || w.took_ms < 100 || w.took_ms >= 900)
 		return false;
