@@ -45,10 +45,8 @@
 
 static bool free_idle(struct asr_intent *l)
 {
-	if (!asr_logdev_idle(&l->dev))
+	if (!asr_logdev_free(&l->dev))
 		return false;
-	if (l->dev.page)
-		__free_page(l->dev.page);
 	kfree(l);
 	return true;
 }
@@ -58,11 +56,17 @@ static void reap_work(struct work_struct *work)
 	struct asr_intent *l = container_of(to_delayed_work(work), struct asr_intent, work);
 
 	if (free_idle(l)) {
-		DMINFO("the I/O of a write-intent log that was left has ended");
 		module_put(THIS_MODULE);	/* its exit waits for this work */
 	} else {
 		queue_delayed_work(asr_intent_wq, &l->work, REAP_EVERY);
 	}
+}
+
+static void free_later(struct asr_intent *l, unsigned long delay)
+{
+	__module_get(THIS_MODULE);
+	INIT_DELAYED_WORK(&l->work, reap_work);
+	queue_delayed_work(asr_intent_wq, &l->work, delay);
 }
 
 /* The worker is stopped. */
@@ -73,24 +77,20 @@ static void destroy(struct asr_intent *l)
 	asr_intent_free_map(&l->map);
 	if (free_idle(l))
 		return;
+	free_later(l, REAP_EVERY);
 	DMERR("I/O of a write-intent log has not ended: until it does its memory, its device and this module stay");
-	__module_get(THIS_MODULE);
-	INIT_DELAYED_WORK(&l->work, reap_work);
-	queue_delayed_work(asr_intent_wq, &l->work, REAP_EVERY);
 }
 
-static struct asr_intent *create(struct block_device *bdev)
+static struct asr_intent *create(struct block_device *bdev, struct block_device *data)
 {
 	struct asr_intent *l = kzalloc(sizeof(*l), GFP_KERNEL);
 
 	if (!l)
 		return NULL;
-	asr_logdev_init(&l->dev, bdev);
 	l->stopped = true;
 	INIT_LIST_HEAD(&l->waiting);
 	INIT_DELAYED_WORK(&l->work, asr_intent_work);
-	l->dev.page = alloc_page(GFP_KERNEL);
-	if (!l->dev.page) {
+	if (asr_logdev_init(&l->dev, bdev, data)) {
 		destroy(l);
 		return NULL;
 	}
@@ -194,7 +194,7 @@ int asr_intent_ctr(struct asr_target *t, const char *path)
 		ti->error = "log: cannot open the log device";
 		return r;
 	}
-	t->intent = create(t->logdev->bdev);
+	t->intent = create(t->logdev->bdev, t->dev->bdev);
 	ti->error = t->intent ? load(t->intent, t) : no_memory;
 	if (!ti->error) {
 		take_slot(t, le64_to_cpu(t->intent->dev.super.slot));
@@ -288,8 +288,10 @@ static void go_on(struct asr_target *t, struct asr_intent *l, struct asr_intent 
 	l->owner = t;
 	if (l->sectors != n->sectors)
 		resize_locked(l, n);
+	/* nobody will hear how a flush ends that goes on still */
+	l->doubt |= asr_logdev_data_failed(&l->dev) || l->dev.data->busy;
+	swap(l->dev.data, n->dev.data);
 	spin_unlock_irq(&g->lock);
-	l->data = t->dev->bdev;
 	if (doubt || l->broken)
 		restart(l);
 }
@@ -346,7 +348,6 @@ static int begin(struct asr_target *t, struct asr_intent *n, bool fresh, bool do
 		return r;
 	n->disk = t->disk;
 	n->owner = t;
-	n->data = t->dev->bdev;
 	if (!n->foreign) {
 		spin_lock_irq(&g->lock);
 		raise_seq_locked(g, le64_to_cpu(n->dev.super.seq_high));
@@ -414,7 +415,13 @@ void asr_intent_start(struct asr_target *t)
 {
 	struct asr_intent *l = owned(t);
 
-	destroy(t->intent);	/* what was left behind, or not needed */
+	/* what was left behind, or not needed; to close a device that is broken may take long */
+	if (t->intent && t->intent->broken) {
+		asr_intent_free_map(&t->intent->map);
+		free_later(t->intent, 0);
+	} else {
+		destroy(t->intent);
+	}
 	t->intent = NULL;
 	if (!l)
 		return;
@@ -473,10 +480,10 @@ static void end(struct asr_intent *l)
 	}
 	r = asr_intent_commit(l);	/* what was made dirty by decree */
 	spin_lock_irq(&g->lock);
-	clean = l->open && !d->map.marked && g->durable_seq >= d->last_seq;
+	clean = l->open && !l->doubt && !d->map.marked && g->durable_seq >= d->last_seq;
 	spin_unlock_irq(&g->lock);
-	if (!r && clean && asr_logdev_flush_data(&l->dev, l->data))
-		clean = false;		/* who knows what the disk has */
+	if (!r && clean)		/* else who knows what the disk has */
+		clean = asr_logdev_flush_data(&l->dev) && !asr_logdev_data_failed(&l->dev);
 	if (!r && clean)
 		r = clear_all(l);
 	if (!r && l->open)

@@ -97,8 +97,9 @@ void asr_capture_retry_locked(struct asr_io *io)
 {
 	lockdep_assert_held(&io->t->group->lock);
 	io->place = ASR_IO_QUEUED;
+	if (list_empty(&io->t->queue))	/* else the work is on its way, in a tick at the latest */
+		mod_delayed_work(io->t->queue_wq, &io->t->queue_work, 0);
 	list_add_tail(&io->link, &io->t->queue);
-	mod_delayed_work(io->t->queue_wq, &io->t->queue_work, 0);
 }
 
 /* io is done: a write that waits may have waited for it. */
@@ -421,6 +422,9 @@ static void fail(struct asr_group *g, struct asr_io *io, blk_status_t status)
 		d->errors++;
 	if (!untouched && io->sectors)
 		asr_dirty_set_locked(d, io->sector, io->sectors);
+	/* the disk may have dropped what it had, and not say so to the log's own flush */
+	if (!refused && d->intent && (io->kind == ASR_KIND_FLUSH || io->flags & ASR_RECF_FLUSH))
+		asr_intent_doubt_locked(d->intent);
 	spin_unlock_irqrestore(&g->lock, irq);
 }
 

@@ -80,14 +80,16 @@ struct asr_logio {
 	struct block_device *bdev;
 	void *held;		/* bdev, opened once more: its user may go before the bio ends */
 	bool busy;
+	bool returned;		/* the submitter is through; acquire, release */
+	bool failed;		/* one did, since it was last asked */
 };
 
 /* The device of a log. One user at a time: no lock. */
 struct asr_logdev {
 	struct block_device *bdev;
 	struct page *page;
-	struct asr_logio io;
-	struct asr_logio data_io;	/* flushes of the disk */
+	struct asr_logio *io;
+	struct asr_logio *data;		/* flushes of the disk */
 	struct asr_log_super super;	/* as it was last read or written */
 	u64 writes;			/* of blocks; READ_ONCE by others */
 };
@@ -111,7 +113,6 @@ struct asr_intent {
 
 	/* the worker, or who has stopped it */
 	struct asr_logdev dev;
-	struct block_device *data;	/* of the disk, to be flushed */
 	u64 sectors;
 	bool told;		/* the device knows that it is broken, or is not to be touched */
 	bool unsure;		/* it could not be read at bring-up: to be looked at before it is written */
@@ -129,6 +130,7 @@ struct asr_intent {
 	unsigned long epoch_end;	/* jiffies, the earliest */
 	unsigned long super_due;	/* jiffies */
 	u64 super_seq, super_durable;	/* as last written */
+	bool doubt;		/* the disk may have dropped what it had: a flush failed */
 	bool open;		/* its superblock says OPEN: writes may pass */
 	bool broken;
 	bool stopped;		/* the worker is to do nothing */
@@ -369,6 +371,8 @@ bool asr_intent_enter_locked(struct asr_intent *l, u64 sector, u64 sectors);
 void asr_intent_want_locked(struct asr_disk *d, u64 sector, u64 sectors);
 /* Until what was wanted of these sectors is durable, and not for the log of a suspended disk. 0, -EINTR: killed. */
 int asr_intent_settle(struct asr_group *g, u32 slot, u64 sector, u64 sectors);
+/* A flush of the disk failed. */
+void asr_intent_doubt_locked(struct asr_intent *l);
 /* Chunks were acknowledged. */
 void asr_intent_touch_locked(struct asr_disk *d, u64 sector, u64 sectors);
 int asr_intent_durable(struct asr_group *g, const struct asr_durable *arg);
@@ -403,8 +407,11 @@ void asr_intent_dtr(struct asr_target *t);
 const char *asr_intent_state(const struct asr_intent *l);
 
 /* ------------------------------------------------------------- logdev.c */
-void asr_logdev_init(struct asr_logdev *v, struct block_device *bdev);
-/* The text of what is wrong, or NULL; v->page is set. */
+/* data: of the disk, to be flushed. 0, -errno: to be freed even so. May sleep for long. */
+int asr_logdev_init(struct asr_logdev *v, struct block_device *bdev, struct block_device *data);
+/* All but v itself. false: I/O is under way, try later. Its devices stay open until then. */
+bool asr_logdev_free(struct asr_logdev *v);
+/* The text of what is wrong, or NULL. */
 char *asr_logdev_open(struct asr_logdev *v, struct asr_target *t, const char *group, const char *disk);
 bool asr_logdev_fits(struct asr_logdev *v, u64 regions);
 /* 0, -ENODATA, -EBADMSG, or the error of a read */
@@ -415,14 +422,13 @@ int asr_logdev_write_super(struct asr_logdev *v);
 int asr_logdev_read_bits(struct asr_logdev *v, u64 block, unsigned long *map, unsigned long *bad);
 int asr_logdev_write_bits(struct asr_logdev *v, u64 block, const unsigned long *map, bool fua);
 int asr_logdev_flush(struct asr_logdev *v);
-/* Of the disk below. start: 0, or -EBUSY while an earlier one goes on; then poll: -EBUSY, or how it
-   ended, and wait: that, or -ETIMEDOUT; flush_data starts and waits. */
-int asr_logdev_start_flush_data(struct asr_logdev *v, struct block_device *data);
-int asr_logdev_poll_flush_data(struct asr_logdev *v);
-int asr_logdev_wait_flush_data(struct asr_logdev *v);
-int asr_logdev_flush_data(struct asr_logdev *v, struct block_device *data);
-/* May it be freed? If not, its devices are kept open until it may. */
-bool asr_logdev_idle(struct asr_logdev *v);
+/* Of the disk below. start: false while an earlier one goes on. over: it has ended. wait: the same, but not
+   at once. flush_data: it started, and ended. How it went: data_failed, since it was last asked. */
+bool asr_logdev_start_flush_data(struct asr_logdev *v);
+bool asr_logdev_flush_data_over(struct asr_logdev *v);
+bool asr_logdev_wait_flush_data(struct asr_logdev *v);
+bool asr_logdev_flush_data(struct asr_logdev *v);
+bool asr_logdev_data_failed(struct asr_logdev *v);
 
 /* -------------------------------------------------------------- group.c */
 extern struct mutex asr_groups_mutex;

@@ -78,7 +78,7 @@ int asr_intent_alloc_map(struct asr_regions *m, u64 regions)
 
 u64 asr_intent_memory(const struct asr_intent *l)
 {
-	return sizeof(*l) + PAGE_SIZE + l->map.nr_blocks * (4 * ASR_LOG_BLOCK_BITS / 8);
+	return sizeof(*l) + 2 * sizeof(struct asr_logio) + PAGE_SIZE + l->map.nr_blocks * (4 * ASR_LOG_BLOCK_BITS / 8);
 }
 
 u64 asr_intent_weight(const unsigned long *bits, u64 blocks)
@@ -220,6 +220,13 @@ int asr_intent_settle(struct asr_group *g, u32 slot, u64 sector, u64 sectors)
 		r = wait_event_killable_timeout(g->settled, settled(g, slot, &sector, end), HZ / 4);
 	while (!r);
 	return r < 0 ? -EINTR : 0;
+}
+
+void asr_intent_doubt_locked(struct asr_intent *l)
+{
+	lockdep_assert_held(&l->disk->group->lock);
+	l->doubt = true;
+	asr_intent_kick_locked(l);
 }
 
 /* Chunks were acknowledged: read from the disk, and perhaps not yet durable there. */
@@ -415,9 +422,9 @@ static void doubt_locked(struct asr_intent *l, u64 region)
 /* LOOK: would a region be cleared? CLEAR: the epoch ends. DOUBT: it ends badly, all is dirty that is set. */
 enum turn { TURN_LOOK, TURN_CLEAR, TURN_DOUBT };
 
-static bool turn_piece(struct asr_intent *l, u64 from, enum turn how)
+static bool turn_piece(struct asr_intent *l, u64 from, u64 step, enum turn how)
 {
-	u64 end = min_t(u64, from + STEP_REGIONS, l->map.nr_blocks * ASR_LOG_BLOCK_BITS), w, r;
+	u64 end = min_t(u64, from + step, l->map.nr_blocks * ASR_LOG_BLOCK_BITS), w, r;
 	struct asr_regions *m = &l->map;
 	unsigned long old, i;
 
@@ -443,55 +450,68 @@ static bool turn_piece(struct asr_intent *l, u64 from, enum turn how)
 
 static bool turn_pieces(struct asr_intent *l, enum turn how)
 {
+	/* DOUBT visits each chunk */
+	u64 step = how == TURN_DOUBT ? max_t(u64, STEP_REGIONS * ASR_CHUNK_SECTORS >> l->shift, BITS_PER_LONG) :
+		   STEP_REGIONS;
 	struct asr_group *g = l->disk->group;
 	bool found = false;
 	u64 from;
 
-	for (from = 0; from < l->map.count && !found; from += STEP_REGIONS) {
+	step = min_t(u64, step, STEP_REGIONS);
+	for (from = 0; from < l->map.count && !found; from += step) {
 		spin_lock_irq(&g->lock);
-		found = turn_piece(l, from, how);
+		found = turn_piece(l, from, step, how);
 		spin_unlock_irq(&g->lock);
 		cond_resched();
 	}
 	return found;
 }
 
-/* The disk is flushed, beside the log's own work: 0 when it is, or need not be, -EBUSY, or -errno. */
-static int flush_epoch(struct asr_intent *l)
+/* The disk is flushed, beside the log's own work: has it been, or need it not be? */
+static bool flush_epoch(struct asr_intent *l)
 {
-	int r;
-
+	if (!l->flushing && !turn_pieces(l, TURN_LOOK))
+		return true;
 	if (!l->flushing) {
-		if (!turn_pieces(l, TURN_LOOK))
-			return 0;
-		if (asr_logdev_start_flush_data(&l->dev, l->data))
-			return -EAGAIN;
-		l->flushing = true;
-		return -EBUSY;
+		l->flushing = asr_logdev_start_flush_data(&l->dev);
+		return false;
 	}
-	r = asr_logdev_poll_flush_data(&l->dev);
-	l->flushing = r == -EBUSY;
-	return r;
+	l->flushing = !asr_logdev_flush_data_over(&l->dev);
+	return !l->flushing;
+}
+
+/* A flush failed, ours or another's: all is dirty that may not be on the disk. Says whether one did. */
+static bool doubted(struct asr_intent *l)
+{
+	struct asr_disk *d = l->disk;
+	bool failed = asr_logdev_data_failed(&l->dev), doubt;
+
+	spin_lock_irq(&d->group->lock);
+	doubt = l->doubt || failed;
+	l->doubt = false;
+	d->errors += failed;
+	spin_unlock_irq(&d->group->lock);
+	if (doubt)
+		turn_pieces(l, TURN_DOUBT);
+	return doubt;
 }
 
 /* The end of an epoch. A write that comes while it is made is in the next one, in its piece. */
 static void turn(struct asr_intent *l)
 {
 	struct asr_disk *d = l->disk;
-	bool due;
-	int r;
+	bool due, doubt = doubted(l);
 
 	spin_lock_irq(&d->group->lock);
 	due = time_after_eq(jiffies, l->epoch_end) && d->group->durable_seq >= l->epoch_seq;
 	spin_unlock_irq(&d->group->lock);
-	r = due ? flush_epoch(l) : -EBUSY;
-	if (r == -EBUSY)
+	if (!due || !flush_epoch(l))
 		return;
-	if (r != -EAGAIN)
-		turn_pieces(l, r ? TURN_DOUBT : TURN_CLEAR);
+	doubt |= doubted(l);
+	if (!doubt)
+		turn_pieces(l, TURN_CLEAR);
 	spin_lock_irq(&d->group->lock);
-	d->errors += r && r != -EAGAIN;
-	if (!r)
+	if (!doubt)
 		l->epoch_seq = d->last_seq;
 	l->epoch_end = jiffies + EPOCH;		/* a flush that failed is not tried again at once */
 	spin_unlock_irq(&d->group->lock);

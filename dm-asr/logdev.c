@@ -14,8 +14,11 @@
  *   say, by someone who is about to suspend the disk as well, shall not hang
  *   the disk. Until that bio ends nothing else is done with the device. As
  *   the submission itself may sleep (no tag is free, the queue is frozen), a
- *   work item does that. When the log goes before its bio ends, the device is
- *   opened once more, and stays.
+ *   work item does that. Log and disk are held open from the constructor on, for the table that named them may go before
+ *   a bio ends; opening them then could hang as well.
+ *
+ *   Flushes of the disk are not waited for while the log is in use. That one
+ *   failed is kept until somebody asks.
  *   What is read is checked once, in full, before anything is believed.
  *
  * Invariants
@@ -25,11 +28,16 @@
  *
  * Context: process, may sleep.
  *
- * Not done: blocks of more than 4096 bytes.
+ * Not done: blocks of more than 4096 bytes. A log that was left with I/O under
+ * way is held open, but not exclusively: whoever formats it before that ends
+ * may have it written over. When there is no memory for a worker, one submission
+ * that sleeps holds up those of other logs, too: they count as failed after
+ * 10 s, and their disks are compared.
  */
 #include "dm-asr.h"
 
-#include <linux/sched/mm.h>
+#include <linux/slab.h>
+#include <linux/workqueue.h>
 #include <linux/xxhash.h>
 
 #define IO_TIMEOUT	(10 * HZ)	/* more than a device that works ever takes */
@@ -48,6 +56,7 @@ static void io_submit(struct work_struct *work)
 	struct asr_logio *io = container_of(work, struct asr_logio, submit);
 
 	submit_bio(&io->bio);
+	smp_store_release(&io->returned, true);	/* now it may be freed: pairs with io_idle */
 }
 
 static int io_result(struct asr_logio *io)
@@ -56,9 +65,7 @@ static int io_result(struct asr_logio *io)
 
 	bio_uninit(&io->bio);
 	io->busy = false;
-	if (io->held)
-		asr_compat_bdev_release(io->held);
-	io->held = NULL;
+	io->failed |= r != 0;
 	return r;
 }
 
@@ -70,28 +77,18 @@ static bool io_free(struct asr_logio *io)
 	return !io->busy;
 }
 
-/* No writeback may come of it: it may wait for us. */
-static void io_hold(struct asr_logio *io)
-{
-	unsigned int noio = memalloc_noio_save();
-
-	if (!io->held)
-		io->held = asr_compat_bdev_hold(io->bdev);
-	memalloc_noio_restore(noio);
-}
-
-static void io_start(struct asr_logio *io, struct block_device *bdev, unsigned int op, u64 byte, struct page *page)
+static void io_start(struct asr_logio *io, unsigned int op, u64 byte, struct page *page)
 {
 	/* IDLE: not slowed down for the sake of reads (wbt) */
-	asr_compat_bio_init_own(&io->bio, bdev, page ? &io->vec : NULL, !!page, op | REQ_SYNC | REQ_IDLE);
+	asr_compat_bio_init_own(&io->bio, io->bdev, page ? &io->vec : NULL, !!page, op | REQ_SYNC | REQ_IDLE);
 	io->bio.bi_iter.bi_sector = byte >> SECTOR_SHIFT;
 	if (page)
 		__bio_add_page(&io->bio, page, ASR_LOG_BLOCK, 0);
 	init_completion(&io->done);
 	io->bio.bi_private = &io->done;
 	io->bio.bi_end_io = io_done;
-	io->bdev = bdev;
 	io->busy = true;
+	io->returned = false;
 	queue_work(asr_logio_wq, &io->submit);
 }
 
@@ -101,18 +98,47 @@ static int io_wait(struct asr_logio *io)
 }
 
 /* page: a block of it, or NULL. One that takes too long stays busy until it ends. */
-static int io_run(struct asr_logio *io, struct block_device *bdev, unsigned int op, u64 byte, struct page *page)
+static int io_run(struct asr_logio *io, unsigned int op, u64 byte, struct page *page)
 {
 	if (!io_free(io))
 		return -ETIMEDOUT;
-	io_start(io, bdev, op, byte, page);
+	io_start(io, op, byte, page);
 	return io_wait(io);
+}
+
+static struct asr_logio *io_make(struct block_device *bdev)
+{
+	struct asr_logio *io = kzalloc(sizeof(*io), GFP_KERNEL);
+
+	if (!io)
+		return NULL;
+	io->bdev = bdev;
+	io->returned = true;
+	INIT_WORK(&io->submit, io_submit);
+	io->held = asr_compat_bdev_hold(bdev);
+	if (io->held)
+		return io;
+	kfree(io);
+	return NULL;
+}
+
+/* false: not now */
+static bool io_unmake(struct asr_logio **io)
+{
+	if (!*io)
+		return true;
+	if (!io_free(*io) || !smp_load_acquire(&(*io)->returned))
+		return false;
+	asr_compat_bdev_release((*io)->held);
+	kfree(*io);
+	*io = NULL;
+	return true;
 }
 
 /* The page to or from the log device; op: REQ_OP_* and flags. Before the page is filled: io_free. */
 static int block_io(struct asr_logdev *v, unsigned int op, u64 byte)
 {
-	int r = io_run(&v->io, v->bdev, op, byte, v->page);
+	int r = io_run(v->io, op, byte, v->page);
 
 	if (!r && op_is_write(op))
 		WRITE_ONCE(v->writes, v->writes + 1);
@@ -122,55 +148,57 @@ static int block_io(struct asr_logdev *v, unsigned int op, u64 byte)
 /* What the log device, or the disk, has completed is to be durable. */
 int asr_logdev_flush(struct asr_logdev *v)
 {
-	return io_run(&v->io, v->bdev, REQ_OP_WRITE | REQ_PREFLUSH, 0, NULL);
+	return io_run(v->io, REQ_OP_WRITE | REQ_PREFLUSH, 0, NULL);
 }
 
-int asr_logdev_start_flush_data(struct asr_logdev *v, struct block_device *data)
+bool asr_logdev_start_flush_data(struct asr_logdev *v)
 {
-	if (!io_free(&v->data_io))
-		return -EBUSY;
-	io_start(&v->data_io, data, REQ_OP_WRITE | REQ_PREFLUSH, 0, NULL);
-	return 0;
+	if (!io_free(v->data))
+		return false;
+	io_start(v->data, REQ_OP_WRITE | REQ_PREFLUSH, 0, NULL);
+	return true;
 }
 
-int asr_logdev_poll_flush_data(struct asr_logdev *v)
+bool asr_logdev_flush_data_over(struct asr_logdev *v)
 {
-	return try_wait_for_completion(&v->data_io.done) ? io_result(&v->data_io) : -EBUSY;
+	return io_free(v->data);
 }
 
-int asr_logdev_wait_flush_data(struct asr_logdev *v)
+bool asr_logdev_wait_flush_data(struct asr_logdev *v)
 {
-	int r = io_wait(&v->data_io);
-
-	if (v->data_io.busy)
-		io_hold(&v->data_io);
-	return r;
+	io_wait(v->data);
+	return !v->data->busy;
 }
 
-int asr_logdev_flush_data(struct asr_logdev *v, struct block_device *data)
+bool asr_logdev_flush_data(struct asr_logdev *v)
 {
-	return asr_logdev_start_flush_data(v, data) ?: asr_logdev_wait_flush_data(v);
+	return asr_logdev_start_flush_data(v) && asr_logdev_wait_flush_data(v);
 }
 
-void asr_logdev_init(struct asr_logdev *v, struct block_device *bdev)
+bool asr_logdev_data_failed(struct asr_logdev *v)
+{
+	bool failed = v->data->failed;
+
+	v->data->failed = false;
+	return failed;
+}
+
+int asr_logdev_init(struct asr_logdev *v, struct block_device *bdev, struct block_device *data)
 {
 	v->bdev = bdev;
-	INIT_WORK(&v->io.submit, io_submit);
-	INIT_WORK(&v->data_io.submit, io_submit);
+	v->page = alloc_page(GFP_KERNEL);
+	v->io = io_make(bdev);
+	v->data = io_make(data);
+	return v->page && v->io && v->data ? 0 : -ENOMEM;
 }
 
-static bool io_idle(struct asr_logio *io)
+bool asr_logdev_free(struct asr_logdev *v)
 {
-	if (io_free(io))
-		flush_work(&io->submit);	/* on its way back from submit_bio */
-	else
-		io_hold(io);
-	return !io->busy;
-}
-
-bool asr_logdev_idle(struct asr_logdev *v)
-{
-	return io_idle(&v->io) & io_idle(&v->data_io);
+	if (!io_unmake(&v->io) || !io_unmake(&v->data))
+		return false;
+	if (v->page)
+		__free_page(v->page);
+	return true;
 }
 
 /* ------------------------------------------------------------- the superblock */
@@ -227,7 +255,7 @@ int asr_logdev_write_super(struct asr_logdev *v)
 	struct asr_log_super *s = &v->super;
 	u64 no = le64_to_cpu(s->write_no) + 1;
 
-	if (!io_free(&v->io))
+	if (!io_free(v->io))
 		return -ETIMEDOUT;
 	s->write_no = cpu_to_le64(no);
 	s->checksum = cpu_to_le64(xxh64(s, offsetof(struct asr_log_super, checksum), 0));
@@ -250,7 +278,7 @@ int asr_logdev_write_bits(struct asr_logdev *v, u64 block, const unsigned long *
 	__le32 *out = page_address(v->page);
 	int i, w;
 
-	if (!io_free(&v->io))
+	if (!io_free(v->io))
 		return -ETIMEDOUT;
 	for (i = 0; i < ASR_LOG_BLOCK_SECTORS; i++, sector++) {
 		u32 *words = (u32 *)out;

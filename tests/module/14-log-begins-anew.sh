@@ -135,6 +135,19 @@ drain_on flush --sync "a0=$(map low)" --durable
 retry_until 240 clean || fail "not in sync"
 retry_until 240 no_bits || fail "bits stay: $(dmsetup status a0)"
 drain_off
+
+say "a flush of whoever uses it fails: the same"
+drain_on flush
+write 30
+drain_off
+table low "0 $n flakey /dev/d0 0 0 3600 1 error_writes"
+xfs_io -c fsync "$(map a0)" 2>/dev/null && fail "a flush did not fail"
+is_dirty() { [ "$(info dirty_chunks)" = 1 ]; }
+retry_until 60 is_dirty || fail "not dirty: $(asr-consume info g; dmsetup status a0)"
+table low "0 $n linear /dev/d0 0"
+drain_on flush --sync "a0=$(map low)" --durable
+retry_until 240 clean || fail "not in sync"
+drain_off
 same flush 0
 asr_off 0
 want dmsetup remove --retry low
