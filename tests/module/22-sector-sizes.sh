@@ -61,18 +61,20 @@ loop=$(losetup --sector-size 4096 --find --show /dev/d0) || fail "no loop device
 round loop-4k "$loop" 4096
 want losetup -d "$loop"
 
-in_scsi sector_size=4096 lbpu=1 lbpws=1 lbprz=1
-[ "$(discard "$disk")" -gt 0 ] || fail "scsi_debug takes no discard"
-round scsi-4k "$disk" 4096 1 strict
-want rmmod scsi_debug
+if ! lacks scsi_debug; then
+	in_scsi sector_size=4096 lbpu=1 lbpws=1 lbprz=1
+	[ "$(discard "$disk")" -gt 0 ] || fail "scsi_debug takes no discard"
+	round scsi-4k "$disk" 4096 1 strict
+	want rmmod scsi_debug
 
-in_scsi dif=1 dix=1
-[ "$(cat "/sys/block/${disk##*/}/integrity/format")" = T10-DIF-TYPE1-CRC ] || fail "no integrity profile"
-# its WRITE SAME leaves the tags as they were, and what it zeroes cannot be read any more, with or without asr
-odd=0
-round scsi-dif "$disk" 512
-odd=5
-want rmmod scsi_debug
+	in_scsi dif=1 dix=1
+	[ "$(cat "/sys/block/${disk##*/}/integrity/format")" = T10-DIF-TYPE1-CRC ] || fail "no integrity profile"
+	# its WRITE SAME leaves the tags as they were, and what it zeroes cannot be read any more, with or without asr
+	odd=0
+	round scsi-dif "$disk" 512
+	odd=5
+	want rmmod scsi_debug
+fi
 
 want modprobe null_blk gb=1 bs=512 memory_backed=1 discard=0
 [ "$(discard /dev/nullb0)" = 0 ] || fail "null_blk takes discards"

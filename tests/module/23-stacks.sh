@@ -8,12 +8,17 @@ SERIES=6.12 VM_TIMEOUT=1100 DISKS='24 24' MEM=1024
 . "$(dirname "$0")/host.sh" 2>/dev/null || . /asr/in/host.sh
 
 n=32768
-for m in dm_crypt dm_raid dm_multipath dm_round_robin dm_snapshot; do
+raid() { echo "0 $n raid raid1 3 0 region_size 1024 2 - $1 - $2"; }
+modules=dm_raid
+if lacks dm_raid; then
+	raid() { echo "0 $n mirror core 2 1024 nosync 2 $1 0 $2 0"; }
+	modules=dm_mirror
+fi
+for m in $modules dm_crypt dm_multipath dm_round_robin dm_snapshot; do
 	want modprobe $m
 done
 key=$(printf '5%.0s' $(seq 64))
 crypt() { echo "0 $n crypt aes-cbc-essiv:sha256 $key 0 $1 0"; }
-raid() { echo "0 $n raid raid1 3 0 region_size 1024 2 - $1 - $2"; }
 asr() { echo "0 $n asr $1 0 ${3:-g} $2"; }
 make() { want dmsetup create "$1" --table "$2"; }
 drop() {
@@ -118,30 +123,32 @@ drop snap orig
 equal a0
 drop a0
 
-say "multipath below, paths that fail and come back, and above"
-want modprobe sd_mod
-want modprobe scsi_debug dev_size_mb=24 delay=0 add_host=2 vpd_use_hostno=0
-paths() {
-	set -- /sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*/block/*/dev
-	[ $# = 2 ] && [ -e "$1" ] && p0=$(cat "$1") && p1=$(cat "$2")
-}
-retry_until 30 paths || fail "scsi_debug has no two paths"
-make low "0 $n multipath 1 queue_if_no_path 0 1 1 round-robin 0 2 1 $p0 1000 $p1 1000"
-make a0 "$(asr "$(map low)" a0)"
-make top "0 $n multipath 2 queue_mode bio 0 1 1 round-robin 0 1 1 $(map a0) 1000"
-begin "a0=$(map low)"
-load_on "$(map top)"
-for _ in 1 2 3; do
-	want dmsetup message low 0 fail_path "$p0"
-	load_moves
-	want dmsetup message low 0 fail_path "$p1"
-	want dmsetup message low 0 reinstate_path "$p0"
-	load_moves
-	want dmsetup message low 0 reinstate_path "$p1"
-done
-load_off
-equal a0
-dmsetup status a0 | grep -q ' 0 detached ' || fail "errors: $(dmsetup status a0)"
-drop top a0 low
-want rmmod scsi_debug
+if ! lacks scsi_debug; then
+	say "multipath below, paths that fail and come back, and above"
+	want modprobe sd_mod
+	want modprobe scsi_debug dev_size_mb=24 delay=0 add_host=2 vpd_use_hostno=0
+	paths() {
+		set -- /sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*/block/*/dev
+		[ $# = 2 ] && [ -e "$1" ] && p0=$(cat "$1") && p1=$(cat "$2")
+	}
+	retry_until 30 paths || fail "scsi_debug has no two paths"
+	make low "0 $n multipath 1 queue_if_no_path 0 1 1 round-robin 0 2 1 $p0 1000 $p1 1000"
+	make a0 "$(asr "$(map low)" a0)"
+	make top "0 $n multipath 2 queue_mode bio 0 1 1 round-robin 0 1 1 $(map a0) 1000"
+	begin "a0=$(map low)"
+	load_on "$(map top)"
+	for _ in 1 2 3; do
+		want dmsetup message low 0 fail_path "$p0"
+		load_moves
+		want dmsetup message low 0 fail_path "$p1"
+		want dmsetup message low 0 reinstate_path "$p0"
+		load_moves
+		want dmsetup message low 0 reinstate_path "$p1"
+	done
+	load_off
+	equal a0
+	dmsetup status a0 | grep -q ' 0 detached ' || fail "errors: $(dmsetup status a0)"
+	drop top a0 low
+	want rmmod scsi_debug
+fi
 want asr-consume delete g

@@ -32,9 +32,7 @@ fs() { # FS N FSCK...
 }
 
 fs ext4 0 e2fsck -fn
-if [[ $(uname -r) = *-asr-debug ]]; then
-	say "xfs: not in the debug kernel"
-else
+if ! lacks xfs; then
 	want modprobe xfs
 	fs xfs 1 xfs_repair -n
 fi

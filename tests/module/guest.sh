@@ -44,6 +44,11 @@ same() {
 	want asr-consume verify "$logs/$1" "a$2" "$(map "a$2")"
 }
 
+# lacks WHAT: is this the debug kernel, which has no WHAT?
+lacks() {
+	[[ $(uname -r) = *-asr-debug ]] && say "$1: not in the debug kernel"
+}
+
 asr_off() { want dmsetup remove --retry "a$1"; }
 
 # load_on DEVICE [OPTION...]: writes of all kinds in the background, until load_off.
