@@ -459,7 +459,7 @@ static enum resync_go begin(struct resync *r)
 	r->phase = SCAN;
 	r->slot = 0;
 	r->chunk = 0;
-	r->found = r->rescan = r->careful = r->through = false;
+	r->found = r->rescan = r->careful = r->through = r->last_look = false;
 	r->began_ns = now_ns();
 	r->done_bytes = r->compared_bytes = r->differing_bytes = r->shipped_bytes = 0;
 	log_info("group %s: resync begins, %llu MiB dirty", r->group,
@@ -507,10 +507,15 @@ static uint64_t allowance(struct resync *r, bool readable)
 	return UINT64_MAX;
 }
 
-/* Nothing is dirty and nothing is under way */
+/*
+ * Nothing is dirty and nothing is under way. It counts if the pass that found so began then, with
+ * all disks there: what is missing, or waits for the vault, may have made dirty what was looked at.
+ */
 static enum resync_go scanned(struct resync *r)
 {
-	r->through = false;
+	bool looked = r->last_look;
+
+	r->through = r->last_look = false;
 	if (r->rescan) {
 		r->rescan = false;
 		return RESYNC_AGAIN;
@@ -518,6 +523,10 @@ static enum resync_go scanned(struct resync *r)
 	if (resync_waits(r)) {
 		r->due = now_ns() + RETRY_NS;
 		return RESYNC_FREE;
+	}
+	if (!looked) {
+		r->last_look = true;
+		return RESYNC_AGAIN;
 	}
 	r->phase = PASSING;
 	r->end_pos = source_head(r->a.source);

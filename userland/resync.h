@@ -61,7 +61,7 @@ struct run {
 struct resync {
 	struct resync_args a;
 	char *group;
-	bool dying, consistent, rescan, careful, said_error, found, through, flushed, paused;
+	bool dying, consistent, rescan, careful, said_error, found, through, last_look, flushed, paused;
 	enum phase phase;
 	uint32_t slot;			/* where the scan stands */
 	uint64_t chunk;

@@ -249,6 +249,7 @@ static int fill_range(struct resync *r)
 	if (g->w.end <= g->w.sector)
 		g->w.end = g->w.sector + ASR_CHUNK_SECTORS;	/* the disk has shrunk: nothing will be read */
 	r->ranges_used++;
+	r->last_look = false;
 	compare_ask(r->a.compare, &g->w, sent);
 	return 1;
 }
