@@ -196,7 +196,7 @@ void log_stable(const char *path, char *out, size_t bytes);	/* a name that outli
 
 /* --------------------------------------------------------- boot.c, mirror.c */
 
-#define RUN_DIR		"/run/asr-boot"		/* what is through, in this boot */
+#define RUN_DIR		ASR_BOOT_DIR
 #define BOOT_DIR	"/etc/asr/boot"		/* what a boot needs to know */
 const char *boot_state_dir(const struct args *a);
 /* Waits; whoever changes what is remembered or inserted has it. Its file is the caller's to close; -1: as without */

@@ -416,9 +416,43 @@ void boot_note(const char *state_dir, const char *group, json_t *disk, const str
 
 /* ------------------------------------------------------- one disk, already up */
 
-/* What was written while asr was put on it is known: until then asrd ends no resync (group_missing) */
+/*
+ * From before asr is put on a disk until it is known what was written meanwhile. The record says
+ * so, and asrd ends no resync then (group_missing); where that cannot be written yet, RUN_DIR does.
+ * Whoever finds it is not the one who wrote it: he has been stopped.
+ */
+#define HALF	"whoever put asr on it was stopped before he knew what was written meanwhile"
+
+static void half_path(const char *group, json_t *disk, char path[512])
+{
+	snprintf(path, 512, "%s/%.64s.%.64s.checking", RUN_DIR, group, text_of(disk, "name"));
+}
+
+static bool half_checked(const char *group, json_t *disk)
+{
+	char path[512];
+
+	half_path(group, disk, path);
+	return json_object_get(disk, "checking") || !access(path, F_OK);
+}
+
+static void begin_check(const struct boot *b, const char *group, json_t *disk)
+{
+	char path[512];
+
+	half_path(group, disk, path);
+	dir_make(RUN_DIR, 0755, NULL);
+	touch(RUN_DIR, path + strlen(RUN_DIR) + 1, "");
+	json_object_set_new(disk, "checking", json_true());
+	save_record(b, group, disk);
+}
+
 static void checked(const struct boot *b, const char *group, json_t *disk)
 {
+	char path[512];
+
+	half_path(group, disk, path);
+	unlink(path);
 	if (!json_object_del(disk, "checking"))
 		save_record(b, group, disk);
 }
@@ -451,22 +485,18 @@ static int dirty_all(const struct boot *b, const char *group, json_t *disk, cons
 /*
  * Somebody else, most often the initramfs, which knows an old copy of our files, has
  * brought it up. With an older log than was seen, or after it was up without us, its
- * clean regions mean nothing: all of it is to be compared. So they do when whoever put
- * asr on it was stopped before he had looked at what was written meanwhile.
+ * clean regions mean nothing: all of it is to be compared.
  */
 static void check_generation(const struct boot *b, const char *group, json_t *disk, const struct dm_search *s)
 {
 	uint64_t seen = (uint64_t)json_integer_value(json_object_get(json_object_get(disk, "log"), "generation"));
 	const char *reason = text_of(disk, "distrust");
-	bool half = json_object_get(disk, "checking");
 	char path[64], text[160];
 	struct logdev l;
 	int err;
 
-	if (!strcmp(text_of(disk, "boot_id"), b->boot_id) && !half)
+	if (!strcmp(text_of(disk, "boot_id"), b->boot_id))
 		return;
-	if (!*reason && half)
-		reason = "whoever put asr on it was stopped";
 	snprintf(path, sizeof(path), "/dev/block/%u:%u", s->asr.log_major, s->asr.log_minor);
 	err = read_newer(path, seen, &l);
 	if (!*reason && err) {
@@ -477,16 +507,16 @@ static void check_generation(const struct boot *b, const char *group, json_t *di
 			 (unsigned long long)l.generation, (unsigned long long)seen);
 		reason = text;
 	}
-	if (*reason && dirty_all(b, group, disk, s->name, reason))
-		return;
-	checked(b, group, disk);
-	note_generation(b, group, disk, path, 0);
+	if (!*reason || !dirty_all(b, group, disk, s->name, reason))
+		note_generation(b, group, disk, path, 0);
 }
 
 static enum outcome already(const struct boot *b, const char *group, json_t *disk, const struct dm_search *s)
 {
 	bool has = json_object_get(disk, "log");
 
+	if (!b->root && half_checked(group, disk) && !dirty_all(b, group, disk, s->name, HALF))
+		checked(b, group, disk);
 	if (has && !s->asr.log_major)
 		distrust(b, group, disk, "it was up without its log");
 	else if (has && !b->root)
@@ -590,10 +620,8 @@ static int bring_up(const struct boot *b, const char *group, json_t *disk, const
 		err = check_log(b, group, disk, p, log, why);
 	if (err)
 		return err;
-	if (json_object_get(disk, "log") && !*text_of(disk, "distrust")) {
-		json_object_set_new(disk, "checking", json_true());
-		save_record(b, group, disk);
-	}
+	if (json_object_get(disk, "log") && !*text_of(disk, "distrust"))
+		begin_check(b, group, disk);
 	err = insert_one(group, disk, p, log, why);
 	if (err) {
 		checked(b, group, disk);
@@ -645,6 +673,8 @@ static enum outcome one(const struct boot *b, const char *group, json_t *disk, s
 			tell(b, true, "group %s, disk %s is missing: %s", group, text_of(disk, "name"), why->text);
 		return BOOT_WAITS;
 	}
+	if (half_checked(group, disk))
+		distrust(b, group, disk, HALF);
 	check_untouched(b, group, disk, &p);
 	if (known && log_find(known, group, s.disk, &log, why)) {
 		if (!b->last)
@@ -698,7 +728,7 @@ int boot_lock(void)
 	int lock;
 
 	dir_make(RUN_DIR, 0755, NULL);
-	lock = open(RUN_DIR "/lock", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	lock = open(ASR_BOOT_LOCK, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 	if (lock >= 0)
 		flock(lock, LOCK_EX);
 	return lock;

@@ -127,6 +127,7 @@ static int save_group(const char *from, const char *to, const char *group, json_
 		if (!err)
 			err = want(wanted, "groups/%s/disks/%s.json", group,
 				   json_string_value(json_object_get(disk, "name")));
+		json_object_del(disk, "checking");	/* a copy would go on saying so */
 		if (!err)
 			err = remember_put(to, group, disk, why);
 	}

@@ -367,6 +367,8 @@ json_t *remember_find(const char *state_dir, const char *group, const char *disk
 int remember_put(const char *state_dir, const char *group, json_t *disk, struct why *why);
 int remember_forget(const char *state_dir, const char *group, const char *disk, struct why *why);
 void remember_forget_all(const char *state_dir, const char *group);
+#define ASR_BOOT_DIR	"/run/asr-boot"			/* of this boot: what asrctl has been through with */
+#define ASR_BOOT_LOCK	ASR_BOOT_DIR "/lock"		/* who changes a record has it (flock) */
 
 /* -------------------------------------------------------------- batch.c */
 /* source.c, batch.c, pack.c, ship.c, resync.c, group.c: see source.h */

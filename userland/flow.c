@@ -91,8 +91,7 @@ int flow_send(struct group *g)
 	return 0;
 }
 
-/* flags: of ASR_IOC_DIRTY_SET. A module that does not know them leaves a moment in which a power cut forgets it */
-static int disk_dirty(struct group *g, uint32_t slot, uint32_t flags)
+int flow_disk_dirty(struct group *g, uint32_t slot, uint32_t flags)
 {
 	int r = -EINVAL;
 
@@ -122,7 +121,7 @@ static void check_holder(struct group *g, const struct asr_rec *rec, const uint8
 	if (!body.sectors || !strncmp(g->holders[rec->disk], body.name, sizeof(body.name)))
 		return;
 	if (!source_ioctl(g->source, ASR_IOC_DISK_INFO, &info) && !strncmp(info.name, body.name, sizeof(body.name)))
-		r = disk_dirty(g, rec->disk, ASR_DIRTY_DURABLE);
+		r = flow_disk_dirty(g, rec->disk, ASR_DIRTY_DURABLE);
 	if (!r || r == -ENOENT)		/* it has left again: who comes next is another than this one */
 		memcpy(g->holders[rec->disk], body.name, sizeof(body.name));
 }
@@ -570,7 +569,7 @@ static int parse_open(struct group *g, json_t *p, uint8_t tag[ASR_TAG_BYTES], ui
 void flow_all_dirty(struct group *g)
 {
 	for (uint32_t slot = 0; slot < ASR_DISKS_MAX; slot++)
-		disk_dirty(g, slot, 0);
+		flow_disk_dirty(g, slot, 0);
 }
 
 /* Whose history the vault has in which slot, as of the stream's end */

@@ -383,7 +383,7 @@ const char *group_missing(void *group)
 			if (!json_object_get(d, "checking"))
 				continue;
 			snprintf(g->missing, sizeof(g->missing), "waits for disk %s: what was written while asr was "
-				 "put on it is not known yet; `asrctl boot` looks", name);
+				 "put on it is not known yet", name);
 			return g->missing;
 		}
 		snprintf(g->missing, sizeof(g->missing), "waits for disk %s: it is configured and not there; "

@@ -534,6 +534,9 @@ void flow_saw(struct group *g, const struct asr_rec *rec, const uint8_t *payload
 bool flow_has_room(struct group *g);
 bool flow_write_failed(struct group *g);	/* is one among what was stepped over since the last call? */
 void flow_check(struct group *g);		/* has something become dirty by itself? */
+/* All of the disk, by decree. flags: of ASR_IOC_DIRTY_SET; a module that does not know them leaves a moment in
+   which a power cut forgets it */
+int flow_disk_dirty(struct group *g, uint32_t slot, uint32_t flags);
 resync_emit flow_emit;			/* resync's and verify's records; arg: the group */
 void flow_run_all(void *asrd);			/* idle hook: runs what is runnable */
 uint64_t flow_oldest_ns(const struct group *g);	/* capture time of what is not durable; 0: all is */

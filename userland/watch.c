@@ -23,9 +23,12 @@
  */
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "source.h"
 
@@ -137,19 +140,58 @@ static int find_up(const struct group *g, const char *name, struct asr_disk_info
 	return r ? r : group_find_disk(g, &info, name, disk);
 }
 
-/* Its log is not to be believed at the next boot, whatever is in it then */
-static void distrust(const struct group *g, json_t *disk, const char *reason)
+/* The record as it is now; asrctl, which writes it too, waits as long as *lock is open. NULL: it is at it, or it is gone */
+static json_t *record_lock(const struct group *g, const char *disk, int *lock)
+{
+	*lock = open(ASR_BOOT_LOCK, O_RDONLY | O_CLOEXEC);
+	if (*lock < 0 ? errno != ENOENT : flock(*lock, LOCK_EX | LOCK_NB) != 0)
+		return NULL;
+	return remember_find(g->d->state_dir, g->name, disk);
+}
+
+static bool record_put(const struct group *g, json_t *disk)
 {
 	struct why why = { "" };
 
-	if (!json_object_get(disk, "log") || json_object_get(disk, "distrust"))
+	if (!remember_put(g->d->state_dir, g->name, disk, &why))
+		return true;
+	log_debug("%s", why.text);
+	return false;
+}
+
+/* Its log is not to be believed at the next boot, whatever is in it then. What fails, the next look tries again */
+static void distrust(const struct group *g, json_t *seen, const char *reason)
+{
+	const char *name = text_of(seen, "name");
+	cleanup_json disk = NULL;
+	cleanup_fd int lock = -1;
+
+	if (!json_object_get(seen, "log") || json_object_get(seen, "distrust"))
+		return;
+	disk = record_lock(g, name, &lock);
+	if (!disk || json_object_get(disk, "error"))
 		return;
 	json_object_set_new(disk, "distrust", json_string(reason));
-	if (remember_put(g->d->state_dir, g->name, disk, &why))
-		log_debug("%s", why.text);	/* the next look tries again */
-	else
-		log_warn("group %s: disk %s: %s: all of it will be compared after the next boot", g->name,
-			 text_of(disk, "name"), reason);
+	if (record_put(g, disk))
+		log_warn("group %s: disk %s: %s: all of it will be compared after the next boot", g->name, name, reason);
+}
+
+/* asrctl was stopped before it knew what was written while it put asr on the disk: anything */
+static void settle(struct group *g, json_t *seen, uint32_t slot)
+{
+	const char *name = text_of(seen, "name");
+	cleanup_json disk = NULL;
+	cleanup_fd int lock = -1;
+
+	if (!json_object_get(seen, "checking"))
+		return;
+	disk = record_lock(g, name, &lock);
+	if (!disk || !json_object_get(disk, "checking") || flow_disk_dirty(g, slot, ASR_DIRTY_DURABLE))
+		return;
+	json_object_del(disk, "checking");
+	if (record_put(g, disk))
+		log_warn("group %s: disk %s: asrctl was stopped while it put asr on it: all of it is compared", g->name,
+			 name);
 }
 
 static json_t *entry_of(json_t *rows, const char *name)
@@ -176,7 +218,7 @@ static void tell_lost(const struct group *g, json_t *row, json_t *disk)
 }
 
 /* One disk that is on file. Its row for the new list, or NULL: it is there */
-static json_t *look_at(const struct group *g, json_t *disk)
+static json_t *look_at(struct group *g, json_t *disk)
 {
 	const char *name = text_of(disk, "name");
 	json_t *row = entry_of(g->lost, name);
@@ -190,6 +232,8 @@ static json_t *look_at(const struct group *g, json_t *disk)
 			distrust(g, disk, "it was up without its log");
 		else if (up > 0 && info.log_flags & ASR_LOGF_BROKEN)
 			distrust(g, disk, "its log has failed");
+		if (up > 0)
+			settle(g, disk, info.slot);
 		return up > 0 ? NULL : json_incref(row);
 	}
 	if (!row)	/* it may just be on its way: tell it the next time */

@@ -26,13 +26,30 @@ if [ -n "${ASR_GUEST:-}" ]; then
 		d0=/var/lib/asr/groups/g/disks/d0.json
 		! grep -q 'distrust\|checking' $d0 || fail "the new log is not trusted: $(cat $d0)"
 		say "as if asrctl boot had been stopped before it knew what was written meanwhile"
+		flock /run/asr-boot/lock sh -c 'touch /run/locked; until [ -e /run/let ]; do sleep 0.1; done' &
+		retry_until 60 test -e /run/locked || fail "no lock"
 		sed -i 's/^{/{ "checking": true,/' $d0
 		want dmsetup message v0 0 dirty 0 1
 		waits() { asrctl status | grep -q 'what was written while asr was put on it is not known yet'; }
 		retry_until 60 waits || fail "does not wait: $(asrctl status)"
+		touch /run/let
+		settled() { ! grep -q checking $d0; }
+		retry_until 60 settled || fail "still to be looked at: $(cat $d0)"
+		grep 'asrctl was stopped while it put asr on it: all of it is compared' /run/asrd.log || fail "asrd said nothing"
+		retry_until 180 drained || { asrctl status; tail -n 5 /run/asrd.log; fail "not consistent again"; }
+		kill "$ASRD_PID"
+		wait "$ASRD_PID" || fail "asrd ended with status $?"
+		say "... and the host went down with that: the log is not believed at the next boot"
+		want dmsetup remove --retry v0
+		want dmsetup remove --retry v0-asr-origin
+		want asr-consume delete g
+		want dd if=/dev/urandom of=/dev/d0 bs=64k count=1 seek=99 oflag=direct status=none
+		want dmsetup create v0 --table "0 $(blockdev --getsz /dev/d0) linear /dev/d0 0"
+		sed -i 's/^{/{ "checking": true,/' $d0
 		asrctl boot > /run/boot.log 2>&1 || fail "boot: $(cat /run/boot.log)"
-		grep 'whoever put asr on it was stopped: all of it is compared' /run/boot.log || fail "boot said: $(cat /run/boot.log)"
-		! grep -q checking $d0 || fail "still to be looked at: $(cat $d0)"
+		grep 'was stopped before he knew what was written meanwhile: all of it is compared' /run/boot.log ||
+			fail "boot said: $(cat /run/boot.log)"
+		asrd_start
 		retry_until 180 drained || { asrctl status; tail -n 5 /run/asrd.log; fail "not consistent again"; }
 		kill "$ASRD_PID"
 		wait "$ASRD_PID" || fail "asrd ended with status $?"
