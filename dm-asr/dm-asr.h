@@ -80,8 +80,9 @@ struct asr_logio {
 	struct block_device *bdev;
 	void *held;		/* bdev, opened once more: its user may go before the bio ends */
 	bool busy;
-	bool returned;		/* the submitter is through; acquire, release */
 	bool failed;		/* one did, since it was last asked */
+	unsigned int started;
+	unsigned int returned;	/* so often is the submitter through; acquire, release */
 };
 
 /* The device of a log. One user at a time: no lock. */

@@ -36,6 +36,7 @@
  */
 #include "dm-asr.h"
 
+#include <linux/delay.h>
 #include <linux/slab.h>
 #include <linux/workqueue.h>
 #include <linux/xxhash.h>
@@ -56,7 +57,8 @@ static void io_submit(struct work_struct *work)
 	struct asr_logio *io = container_of(work, struct asr_logio, submit);
 
 	submit_bio(&io->bio);
-	smp_store_release(&io->returned, true);	/* now it may be freed: pairs with io_idle */
+	/* now it may be freed: pairs with io_unmake. One that starts meanwhile is submitted by the next run. */
+	smp_store_release(&io->returned, io->returned + 1);
 }
 
 static int io_result(struct asr_logio *io)
@@ -88,7 +90,7 @@ static void io_start(struct asr_logio *io, unsigned int op, u64 byte, struct pag
 	io->bio.bi_private = &io->done;
 	io->bio.bi_end_io = io_done;
 	io->busy = true;
-	io->returned = false;
+	io->started++;
 	queue_work(asr_logio_wq, &io->submit);
 }
 
@@ -113,7 +115,6 @@ static struct asr_logio *io_make(struct block_device *bdev)
 	if (!io)
 		return NULL;
 	io->bdev = bdev;
-	io->returned = true;
 	INIT_WORK(&io->submit, io_submit);
 	io->held = asr_compat_bdev_hold(bdev);
 	if (io->held)
@@ -122,12 +123,25 @@ static struct asr_logio *io_make(struct block_device *bdev)
 	return NULL;
 }
 
+/* The bio has ended: its submitter is on the way back, most often. 1 s at most */
+static bool io_returned(const struct asr_logio *io)
+{
+	int i;
+
+	for (i = 0; i < 1000; i++) {
+		if (smp_load_acquire(&io->returned) == io->started)
+			return true;
+		fsleep(1000);
+	}
+	return false;
+}
+
 /* false: not now */
 static bool io_unmake(struct asr_logio **io)
 {
 	if (!*io)
 		return true;
-	if (!io_free(*io) || !smp_load_acquire(&(*io)->returned))
+	if (!io_free(*io) || !io_returned(*io))
 		return false;
 	asr_compat_bdev_release((*io)->held);
 	kfree(*io);
