@@ -117,6 +117,7 @@ int dm_load(const char *name, const struct dm_device *table, struct why *why);
 int dm_resume(const char *name, struct why *why);	/* swaps a loaded table in */
 int dm_remove(const char *name, struct why *why);	/* deferred when somebody has it open */
 int dm_message(const char *name, const char *text, struct why *why);	/* to its first target */
+int dm_ask(const char *name, const char *text, char *answer, size_t bytes, struct why *why);
 /* The parameters of an asr table line, in their places: device offset group disk [#opts ... log device] */
 struct dm_asr {
 	uint32_t major, minor;		/* of the lower device */
@@ -211,6 +212,11 @@ void boot_note(const char *state_dir, const char *group, json_t *disk, const str
 int boot_save(const char *from, const char *to, bool root_only, struct why *why);
 void boot_mirror(const char *state_dir);	/* BOOT_DIR is what the state folder says */
 bool boot_is_root(const char *group, json_t *disk);
+
+/* ---------------------------------------------------------------- quiet.c */
+
+/* An application-consistent mark: {id, seq, time_ns, consistency, frozen, frozen_ns} */
+int quiet_run(const struct args *a, const char *mark, json_t **answer, struct why *why);
 
 /* ------------------------------------------------- one file for each noun */
 

@@ -375,16 +375,26 @@ int dm_remove(const char *name, struct why *why)
 	return err == -EBUSY ? remove_one(name, true, why) : err;
 }
 
-int dm_message(const char *name, const char *text, struct why *why)
+int dm_ask(const char *name, const char *text, char *answer, size_t bytes, struct why *why)
 {
 	struct dm_task *t = task(DM_DEVICE_TARGET_MSG, name);
+	const char *said;
 	int err = 0;
 
 	if (!t || !dm_task_set_sector(t, 0) || !dm_task_set_message(t, text))
 		err = no_task("tell", name, why);
 	if (!err)
 		err = run(t, "tell", name, why);
+	if (!err && answer) {
+		said = dm_task_get_message_response(t);
+		snprintf(answer, bytes, "%s", said ? said : "");
+	}
 	if (t)
 		dm_task_destroy(t);
 	return err;
+}
+
+int dm_message(const char *name, const char *text, struct why *why)
+{
+	return dm_ask(name, text, NULL, 0, why);
 }

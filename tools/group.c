@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <time.h>
 
 #define CERT_MAX	65536
 
@@ -104,28 +105,56 @@ int group_show(const struct args *a, struct why *why)
 	return 0;
 }
 
+/* KIND-20260102T030405Z */
+static void mark_name(const char *kind, char out[ASR_NAME_BYTES])
+{
+	time_t now = time(NULL);
+	struct tm utc;
+	char when[24];
+
+	gmtime_r(&now, &utc);
+	strftime(when, sizeof(when), "%Y%m%dT%H%M%SZ", &utc);
+	snprintf(out, ASR_NAME_BYTES, "%s-%s", kind, when);
+}
+
 int group_mark(const struct args *a, struct why *why)
 {
-	const char *name = arg_value(a, "name", "");
+	const char *kind = arg_value(a, "consistency", "crash"), *given = arg_value(a, "name", NULL);
+	bool app = !strcmp(kind, "app");
+	char when[40], name[ASR_NAME_BYTES];
 	cleanup_json answer = NULL;
-	uint64_t time;
-	char when[40];
 	int err;
 
-	err = name_check("mark", name, why);
+	if (!app && strcmp(kind, "crash"))
+		return why_set(why, EINVAL, "bad consistency \"%.40s\": crash and app are right", kind);
+	if (!app && (arg_given(a, "freeze") || arg_given(a, "no-freeze") || arg_given(a, "script") ||
+		     arg_given(a, "timeout")))
+		return why_set(why, EINVAL, "--freeze, --no-freeze, --script and --timeout want --consistency app");
+	mark_name(kind, name);
+	err = name_check("group", a->words[0], why);
+	if (!err && given)
+		err = name_check("mark", given, why);
+	if (!err && given)
+		snprintf(name, sizeof(name), "%s", given);
+	if (!err)
+		err = app ? quiet_run(a, name, &answer, why) :
+			    daemon_call(a, "io.asr.Group.Mark", json_pack("{s:s, s:s}", "group", a->words[0], "name", name),
+					&answer, why);
 	if (err)
 		return err;
-	err = daemon_call(a, "io.asr.Group.Mark", json_pack("{s:s, s:s}", "group", a->words[0],
-							    "name", name), &answer, why);
-	if (err)
-		return err;
-	time = (uint64_t)json_integer_value(json_object_get(answer, "time_ns"));
-	if (a->json)
+	json_object_set_new(answer, "name", json_string(name));
+	if (a->json) {
 		out_json(answer);
-	else
-		printf("mark %s of group %s: seq %lld, %s; restore it with --point name:%s\n", name, a->words[0],
-		       (long long)json_integer_value(json_object_get(answer, "seq")),
-		       time_format(time, when), name);
+		return 0;
+	}
+	printf("mark %s of group %s: seq %lld, %s", name, a->words[0],
+	       (long long)json_integer_value(json_object_get(answer, "seq")),
+	       time_format((uint64_t)json_integer_value(json_object_get(answer, "time_ns")), when));
+	if (app)
+		printf(", application-consistent, %zu file systems frozen for %lld ms",
+		       json_array_size(json_object_get(answer, "frozen")),
+		       (long long)json_integer_value(json_object_get(answer, "frozen_ns")) / 1000000);
+	printf("; restore it with --point name:%s\n", name);
 	return 0;
 }
 

@@ -6,6 +6,8 @@
  *   asr-poke hostile GROUP         nonsense in the consumer's page
  *   asr-poke hold GROUP DEVICE     marks with hold: release, timer, death
  *   asr-poke hold-suspend GROUP DMNAME   a hold that is on ends when a suspend comes
+ *   asr-poke splice FILE           writes what comes through the pipe at its stdin: in FILE's file system as long
+ *                                  as that is nothing, so that it cannot be frozen
  *   asr-poke hammer DEVICE THREADS SECONDS SPAN   overlapping writes, random sizes
  *
  * Design: each check is one line that names what it wants; the first one that
@@ -492,7 +494,12 @@ static void hammer(char **argv)
 
 int main(int argc, char **argv)
 {
-	if (argc == 3 && !strcmp(argv[1], "calls")) {
+	if (argc == 3 && !strcmp(argv[1], "splice")) {
+		int fd = open(argv[2], O_WRONLY | O_CREAT | O_TRUNC, 0600);
+
+		must(fd >= 0);
+		must(splice(0, NULL, fd, NULL, 65536, 0) >= 0);
+	} else if (argc == 3 && !strcmp(argv[1], "calls")) {
 		calls(argv[2]);
 	} else if (argc == 3 && !strcmp(argv[1], "hostile")) {
 		hostile(argv[2]);

@@ -1,0 +1,540 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * asrctl group mark --consistency app: a mark at which the applications are quiet.
+ *
+ * Design. Scripts make the applications ready (each is called with "freeze"), the file systems on the
+ * group's disks are frozen, the mark is made, all is undone in reverse (scripts with "thaw"), and only when
+ * each file system was still frozen by us at its thaw is the mark declared application-consistent. Mark and
+ * declaration go to the kernel directly: asrd may wait for a frozen file system itself.
+ *
+ * A file system is frozen by a child of its own, which thaws it when its socket to asrctl ends: when asrctl
+ * says so, at asrctl's death, or at the time limit. A freeze that hangs hangs that child only, which thaws as
+ * soon as it does not; asrctl thaws for a child that was killed. Only who kills both at once leaves it frozen.
+ *
+ * Invariants. What was begun is undone, whatever fails. Nothing is written to a file, nor a program started,
+ * while something is frozen. No declaration when any step failed, or took longer than the limit.
+ *
+ * Context. Root.
+ */
+#include "asrctl.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <poll.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#define APP_DIR		"/etc/asr/app"		/* GROUP/: scripts that are always called */
+#define TIMEOUT_DEFAULT	"10"
+#define TIMEOUT_MAX	600
+#define MOUNTS		64
+#define SCRIPTS		32
+#define DISKS		256
+#define NS		1000000000ull
+
+/* What a child says: first of the freeze, then of the thaw */
+struct said {
+	int32_t err;			/* errno, 0 */
+	int32_t late;			/* thawed because the time was over */
+};
+
+struct mount {
+	char place[1024];
+	dev_t dev;
+	int dir, sock;			/* the mount point, opened; to the child */
+	pid_t child;
+	bool frozen;
+};
+
+struct quiet {
+	const char *group, *mark;
+	uint64_t limit_ns;		/* of each script, and of all that is frozen */
+	struct mount mounts[MOUNTS];
+	unsigned int mount_count;
+	char scripts[SCRIPTS][512];
+	unsigned int script_count, called;
+	char device[DM_NAME_BYTES];	/* one of the group's */
+	dev_t disks[DISKS];
+	unsigned int disk_count;
+	char answer[128];		/* id, seq, time */
+	uint64_t begin_ns, frozen_ns;
+};
+
+/* ---------------------------------------------------------------- what there is */
+
+static int add_disk(const struct dm_device *d, const struct dm_asr *asr, void *arg)
+{
+	struct quiet *q = arg;
+
+	if (strcmp(asr->group, q->group) || q->disk_count == DISKS)
+		return 0;
+	memcpy(q->device, d->name, sizeof(q->device));
+	q->disks[q->disk_count++] = makedev(d->major, d->minor);
+	return 0;
+}
+
+static int is_disk(uint32_t major, uint32_t minor, void *arg)
+{
+	const struct quiet *q = arg;
+
+	for (unsigned int i = 0; i < q->disk_count; i++)
+		if (q->disks[i] == makedev(major, minor))
+			return 1;
+	return 0;
+}
+
+/* \040 and the like, as the mount table writes them */
+static void unescape(char *text)
+{
+	char *out = text;
+
+	for (const char *p = text; *p; p++) {
+		unsigned int c;
+
+		if (*p == '\\' && sscanf(p + 1, "%3o", &c) == 1 && c) {
+			*out++ = (char)c;
+			p += 3;
+		} else {
+			*out++ = *p;
+		}
+	}
+	*out = 0;
+}
+
+static int open_mount(struct quiet *q, const char *place, dev_t dev, struct why *why)
+{
+	struct mount *m = &q->mounts[q->mount_count];
+
+	if (q->mount_count == MOUNTS)
+		return why_set(why, E2BIG, "more than %d file systems on the disks of group %s", MOUNTS, q->group);
+	*m = (struct mount){ .dev = dev, .sock = -1 };
+	snprintf(m->place, sizeof(m->place), "%s", place);
+	m->dir = open(place, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (m->dir < 0)
+		return why_set(why, errno, "cannot open %.200s: %s", place, strerror(errno));
+	q->mount_count++;
+	return 0;
+}
+
+static bool have_mount(const struct quiet *q, dev_t dev)
+{
+	for (unsigned int i = 0; i < q->mount_count; i++)
+		if (q->mounts[i].dev == dev)
+			return true;
+	return false;
+}
+
+/* A line of the mount table: a file system that is writable, on a disk of the group, and not yet known */
+static int add_mount(struct quiet *q, const char *line, struct why *why)
+{
+	char place[1024], options[256], source[1024];
+	const char *rest = strstr(line, " - ");
+	unsigned int ma, mi;
+	struct stat st;
+	dev_t dev;
+
+	if (!rest || sscanf(line, "%*d %*d %u:%u %*s %1023s %255s", &ma, &mi, place, options) != 4 ||
+	    sscanf(rest, " - %*s %1023s", source) != 1)
+		return 0;
+	dev = makedev(ma, mi);
+	unescape(source);
+	unescape(place);
+	if (!ma && *source == '/' && !stat(source, &st) && S_ISBLK(st.st_mode))	/* btrfs */
+		dev = st.st_rdev;
+	if (!major(dev) || !strncmp(options, "ro", 2) || have_mount(q, dev) ||
+	    !use_below(major(dev), minor(dev), is_disk, q))
+		return 0;
+	return open_mount(q, place, dev, why);
+}
+
+static int find_mounts(struct quiet *q, struct why *why)
+{
+	cleanup_file FILE *f = fopen("/proc/self/mountinfo", "re");
+	char line[4096];
+	int err = f ? 0 : why_set(why, errno, "cannot read /proc/self/mountinfo: %s", strerror(errno));
+
+	while (!err && fgets(line, sizeof(line), f))
+		err = add_mount(q, line, why);
+	return err;
+}
+
+static int named_mounts(struct quiet *q, const struct args *a, struct why *why)
+{
+	const char *place;
+	struct stat st;
+	int err = 0;
+
+	for (unsigned int i = 0; !err && (place = arg_nth(a, "freeze", i)); i++) {
+		if (stat(place, &st))
+			return why_set(why, errno, "cannot look at %.200s: %s", place, strerror(errno));
+		if (!have_mount(q, st.st_dev))
+			err = open_mount(q, place, st.st_dev, why);
+	}
+	return err;
+}
+
+static int add_script(struct quiet *q, const char *path, struct why *why)
+{
+	if (q->script_count == SCRIPTS)
+		return why_set(why, E2BIG, "more than %d scripts", SCRIPTS);
+	if (access(path, X_OK))
+		return why_set(why, errno, "cannot run %.300s: %s", path, strerror(errno));
+	snprintf(q->scripts[q->script_count++], sizeof(q->scripts[0]), "%.500s", path);
+	return 0;
+}
+
+static int find_scripts(struct quiet *q, const struct args *a, struct why *why)
+{
+	struct dirent **names;
+	char dir[512], path[800];
+	const char *given;
+	int err = 0, n;
+
+	snprintf(dir, sizeof(dir), APP_DIR "/%s", q->group);
+	n = scandir(dir, &names, NULL, alphasort);
+	for (int i = 0; i < n; i++) {
+		snprintf(path, sizeof(path), "%s/%s", dir, names[i]->d_name);
+		if (!err && names[i]->d_name[0] != '.')
+			err = add_script(q, path, why);
+		free(names[i]);
+	}
+	if (n >= 0)
+		free(names);
+	for (unsigned int i = 0; !err && (given = arg_nth(a, "script", i)); i++)
+		err = add_script(q, given, why);
+	return err;
+}
+
+/* ----------------------------------------------------------------------- scripts */
+
+static int wait_script(pid_t pid, uint64_t end, int *status)
+{
+	const struct timespec pause = { .tv_nsec = 10000000 };
+
+	while (!waitpid(pid, status, WNOHANG)) {
+		if (now_ns() >= end)
+			return -ETIMEDOUT;
+		nanosleep(&pause, NULL);
+	}
+	return 0;
+}
+
+static int run_script(const struct quiet *q, const char *script, const char *verb, struct why *why)
+{
+	char seconds[16];
+	sigset_t none;
+	int status = 0;
+	pid_t pid;
+
+	snprintf(seconds, sizeof(seconds), "%llu", (unsigned long long)(q->limit_ns / NS));
+	pid = fork();
+	if (pid < 0)
+		return why_set(why, errno, "cannot start %.300s: %s", script, strerror(errno));
+	if (!pid) {
+		setsid();
+		sigemptyset(&none);
+		sigprocmask(SIG_SETMASK, &none, NULL);
+		setenv("ASR_TIMEOUT", seconds, 1);
+		dup2(open("/dev/null", O_RDONLY), STDIN_FILENO);
+		dup2(STDERR_FILENO, STDOUT_FILENO);
+		execl(script, script, verb, q->group, q->mark, (char *)NULL);
+		_exit(127);
+	}
+	if (wait_script(pid, now_ns() + q->limit_ns, &status)) {
+		kill(-pid, SIGKILL);
+		waitpid(pid, &status, 0);
+		return why_set(why, ETIMEDOUT, "%.300s %s did not end within %s s: killed", script, verb, seconds);
+	}
+	if (WIFEXITED(status) && !WEXITSTATUS(status))
+		return 0;
+	return why_set(why, ECANCELED, "%.300s %s failed: %s %d", script, verb, WIFEXITED(status) ? "status" : "signal",
+		       WIFEXITED(status) ? WEXITSTATUS(status) : WTERMSIG(status));
+}
+
+static int scripts_freeze(struct quiet *q, struct why *why)
+{
+	int err = 0;
+
+	while (!err && q->called < q->script_count)
+		err = run_script(q, q->scripts[q->called++], "freeze", why);
+	return err;
+}
+
+/* All that were called, also the one that failed. The first error is kept. */
+static int scripts_thaw(struct quiet *q, struct why *why)
+{
+	struct why other = {0};
+	int err = 0;
+
+	while (q->called > 0) {
+		int e = run_script(q, q->scripts[--q->called], "thaw", err ? &other : why);
+
+		err = err ? err : e;
+	}
+	return err;
+}
+
+/* ------------------------------------------------------------------- file systems */
+
+static void say(int to, int err, bool late)
+{
+	struct said s = { err, late };
+
+	/* asrctl may be dead: then nobody minds */
+	if (send(to, &s, sizeof(s), MSG_NOSIGNAL) < 0)
+		return;
+}
+
+/* Until asrctl says something, or is dead: 1; 0: the time is over */
+static int await_word(int from, uint64_t end)
+{
+	struct pollfd p = { .fd = from, .events = POLLIN };
+	uint64_t now;
+	int n;
+
+	do {
+		now = now_ns();
+		n = now < end ? poll(&p, 1, (int)((end - now) / 1000000) + 1) : 0;
+	} while (n < 0 && errno == EINTR);
+	return n != 0;
+}
+
+/* The child: syncs and says so; freezes when a byte comes, and says so; thaws at the end of the stream, and says so */
+static void freezer(int dir, int sock, uint64_t limit_ns)
+{
+	bool early = false;
+	sigset_t all;
+	char go;
+
+	sigfillset(&all);
+	sigprocmask(SIG_BLOCK, &all, NULL);
+	say(sock, syncfs(dir) ? errno : 0, false);
+	if (recv(sock, &go, 1, 0) != 1)
+		_exit(0);
+	if (ioctl(dir, FIFREEZE, 0)) {
+		say(sock, errno, false);
+		_exit(0);
+	}
+	/* whatever happens from here on, it is thawed */
+	say(sock, 0, false);
+	early = await_word(sock, now_ns() + limit_ns);
+	say(sock, ioctl(dir, FITHAW, 0) ? errno : 0, !early);
+	_exit(0);
+}
+
+/* What the child says next: 1; 0: it is dead; -ETIMEDOUT */
+static int hear(const struct mount *m, uint64_t end, struct said *s)
+{
+	if (!await_word(m->sock, end))
+		return -ETIMEDOUT;
+	return recv(m->sock, s, sizeof(*s), 0) == sizeof(*s);
+}
+
+/* It has done what it was to do: 0 */
+static int heard(struct mount *m, uint64_t end, const char *what, struct why *why)
+{
+	struct said s = {0};
+	int got = hear(m, end, &s);
+
+	if (got < 0)
+		return why_set(why, ETIMEDOUT, "the %s of %.200s does not end%s", what, m->place,
+			       *what == 'f' ? "; it will be thawed as soon as it does" : "");
+	if (!got)
+		return why_set(why, ECANCELED, "whoever was to %s %.200s was killed", what, m->place);
+	if (s.err)
+		return why_set(why, s.err, "cannot %s %.200s: %s", what, m->place,
+			       s.err == EBUSY ? "somebody else has frozen it" : strerror(s.err));
+	return 0;
+}
+
+static int start_freezer(struct quiet *q, unsigned int n, struct why *why)
+{
+	struct mount *m = &q->mounts[n];
+	int pair[2];
+
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
+		return why_set(why, errno, "cannot make a socket pair: %s", strerror(errno));
+	m->child = fork();
+	if (!m->child) {
+		close(pair[0]);
+		for (unsigned int i = 0; i < n; i++)	/* else they would outlive asrctl here */
+			close(q->mounts[i].sock);
+		freezer(m->dir, pair[1], q->limit_ns);
+	}
+	close(pair[1]);
+	m->sock = pair[0];
+	return m->child < 0 ? why_set(why, errno, "cannot fork: %s", strerror(errno)) : 0;
+}
+
+/* First all that is to be written is, then each is frozen, what was mounted later first: it may lie on the others */
+static int freeze_all(struct quiet *q, struct why *why)
+{
+	uint64_t end = now_ns() + q->limit_ns;
+	unsigned int i;
+	int err = 0;
+
+	for (i = 0; !err && i < q->mount_count; i++)
+		err = start_freezer(q, i, why);
+	for (i = 0; !err && i < q->mount_count; i++)
+		err = heard(&q->mounts[i], end, "sync", why);
+	q->begin_ns = now_ns();
+	end = q->begin_ns + q->limit_ns;
+	for (i = q->mount_count; !err && i > 0; i--) {
+		struct mount *m = &q->mounts[i - 1];
+
+		if (send(m->sock, "", 1, MSG_NOSIGNAL) != 1)
+			return why_set(why, errno, "whoever was to freeze %.200s was killed", m->place);
+		err = heard(m, end, "freeze", why);
+		m->frozen = !err;
+	}
+	return err;
+}
+
+/* 0: it was frozen by us until now */
+static int thawed(struct mount *m, uint64_t limit_ns, struct why *why)
+{
+	struct said s = {0};
+	int got = hear(m, now_ns() + limit_ns, &s);
+
+	if (got < 0)
+		return why_set(why, ETIMEDOUT, "the thaw of %.200s does not end", m->place);
+	if (!got) {	/* killed, with the file system frozen */
+		ioctl(m->dir, FITHAW, 0);
+		return why_set(why, ECANCELED, "whoever had frozen %.200s was killed; it is thawed", m->place);
+	}
+	if (s.late)
+		return why_set(why, ETIMEDOUT, "%.200s was thawed when the time was over", m->place);
+	if (s.err)
+		return why_set(why, s.err, "%.200s was thawed by somebody else, or cannot be: %s", m->place,
+			       strerror(s.err));
+	return 0;
+}
+
+static int thaw_all(struct quiet *q, struct why *why)
+{
+	struct why other = {0};
+	int err = 0, e;
+
+	for (unsigned int i = 0; i < q->mount_count; i++)
+		if (q->mounts[i].sock >= 0)
+			shutdown(q->mounts[i].sock, SHUT_WR);
+	for (unsigned int i = 0; i < q->mount_count; i++) {
+		struct mount *m = &q->mounts[i];
+
+		if (!m->frozen)
+			continue;
+		e = thawed(m, q->limit_ns, err ? &other : why);
+		err = err ? err : e;
+	}
+	return err;
+}
+
+/* ------------------------------------------------------------------------ the mark */
+
+static int frozen_mark(struct quiet *q, struct why *why)
+{
+	struct why other = {0};
+	char text[128];
+	int err, e;
+
+	mlockall(MCL_CURRENT | MCL_FUTURE);
+	snprintf(text, sizeof(text), "mark %s", q->mark);
+	err = freeze_all(q, why);
+	if (!err)
+		err = dm_ask(q->device, text, q->answer, sizeof(q->answer), why);
+	e = thaw_all(q, err ? &other : why);
+	q->frozen_ns = now_ns() - q->begin_ns;
+	munlockall();
+	return err ? err : e;
+}
+
+/* Signals wait: whoever is asked to end undoes it first, and it does not take long */
+static int quiet_mark(struct quiet *q, struct why *why)
+{
+	sigset_t all, before;
+	struct why other = {0};
+	char text[256];
+	int err, e;
+
+	sigfillset(&all);
+	sigprocmask(SIG_BLOCK, &all, &before);
+	err = scripts_freeze(q, why);
+	if (!err)
+		err = frozen_mark(q, why);
+	e = scripts_thaw(q, err ? &other : why);
+	err = err ? err : e;
+	if (!err) {
+		snprintf(text, sizeof(text), "declare %.*s %s app", (int)strcspn(q->answer, " "), q->answer, q->mark);
+		err = dm_message(q->device, text, why);
+	}
+	sigprocmask(SIG_SETMASK, &before, NULL);
+	return err;
+}
+
+static int look(struct quiet *q, const struct args *a, struct why *why)
+{
+	const char *limit = arg_value(a, "timeout", TIMEOUT_DEFAULT);
+	char *end;
+	long s = strtol(limit, &end, 10);
+	int err;
+
+	if (*end || s < 1 || s > TIMEOUT_MAX)
+		return why_set(why, EINVAL, "bad time \"%.40s\": 1 to %d seconds are right", limit, TIMEOUT_MAX);
+	q->limit_ns = (uint64_t)s * NS;
+	err = dm_each_asr(add_disk, q, why);
+	if (!err && !q->disk_count)
+		err = why_set(why, ENOENT, "group %s protects no disk on this host", q->group);
+	if (!err)
+		err = find_scripts(q, a, why);
+	if (!err && arg_given(a, "freeze"))
+		err = named_mounts(q, a, why);
+	else if (!err && !arg_given(a, "no-freeze"))
+		err = find_mounts(q, why);
+	if (!err && !q->mount_count && !q->script_count)
+		err = why_set(why, ENOENT, "nothing is to be made quiet: no file system is mounted from the disks of "
+			      "group %s, and there is no script in " APP_DIR "/%s", q->group, q->group);
+	return err;
+}
+
+int quiet_run(const struct args *a, const char *mark, json_t **answer, struct why *why)
+{
+	struct quiet *q = calloc(1, sizeof(*q));
+	unsigned long long id, seq, time;
+	json_t *places = json_array();
+	int err;
+
+	if (!q || !places) {
+		free(q);
+		return -ENOMEM;
+	}
+	q->group = a->words[0];
+	q->mark = mark;
+	err = look(q, a, why);
+	if (!err)
+		err = quiet_mark(q, why);
+	if (!err && sscanf(q->answer, "%llu %llu %llu", &id, &seq, &time) != 3)
+		err = why_set(why, EPROTO, "the kernel's answer is not understood: %s", q->answer);
+	for (unsigned int i = 0; i < q->mount_count; i++) {
+		json_array_append_new(places, json_string(q->mounts[i].place));
+		close(q->mounts[i].dir);
+		if (q->mounts[i].sock >= 0)
+			close(q->mounts[i].sock);
+	}
+	if (!err)
+		*answer = json_pack("{s:I, s:I, s:I, s:s, s:O, s:I}", "id", (json_int_t)id, "seq", (json_int_t)seq,
+				    "time_ns", (json_int_t)time, "consistency", "app", "frozen", places, "frozen_ns",
+				    q->mount_count ? (json_int_t)q->frozen_ns : 0);
+	json_decref(places);
+	free(q);
+	return err;
+}
