@@ -88,6 +88,7 @@ static struct asr_intent *create(struct block_device *bdev, struct block_device 
 	if (!l)
 		return NULL;
 	l->stopped = true;
+	l->doubt_due = jiffies;
 	INIT_LIST_HEAD(&l->waiting);
 	INIT_DELAYED_WORK(&l->work, asr_intent_work);
 	if (asr_logdev_init(&l->dev, bdev, data)) {
@@ -279,17 +280,23 @@ static void resize_locked(struct asr_intent *l, struct asr_intent *n)
 	l->open = false;	/* not before the superblock says so */
 }
 
+/* ... or may yet: nobody will hear how one ends that goes on still */
+static bool flush_failed(struct asr_intent *l)
+{
+	return asr_logdev_data_failed(&l->dev) || l->dev.data->busy;
+}
+
 /* A reload with the log that the disk has. */
 static void go_on(struct asr_target *t, struct asr_intent *l, struct asr_intent *n, bool doubt)
 {
 	struct asr_group *g = t->group;
+	bool failed = flush_failed(l);
 
 	spin_lock_irq(&g->lock);
 	l->owner = t;
 	if (l->sectors != n->sectors)
 		resize_locked(l, n);
-	/* nobody will hear how a flush ends that goes on still */
-	l->doubt |= asr_logdev_data_failed(&l->dev) || l->dev.data->busy;
+	l->doubt |= failed;
 	swap(l->dev.data, n->dev.data);
 	spin_unlock_irq(&g->lock);
 	if (doubt || l->broken)
@@ -370,12 +377,16 @@ int asr_intent_adopt(struct asr_target *t, bool fresh, bool doubt)
 		go_on(t, l, n, doubt);
 		return 0;
 	}
-	if (l)
+	if (l) {
+		l->doubt |= flush_failed(l);
 		leave_behind(l, n);
+	}
 	r = n ? begin(t, n, fresh, doubt) : 0;
 	if (r)
 		return r;
 	spin_lock_irq(&t->group->lock);
+	if (l && l->doubt)	/* what it names may not be on the disk, and nobody knows it any more */
+		asr_dirty_set_all_locked(t->disk);
 	t->disk->intent = n;
 	spin_unlock_irq(&t->group->lock);
 	t->intent = l;

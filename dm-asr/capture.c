@@ -422,8 +422,8 @@ static void fail(struct asr_group *g, struct asr_io *io, blk_status_t status)
 		d->errors++;
 	if (!untouched && io->sectors)
 		asr_dirty_set_locked(d, io->sector, io->sectors);
-	/* the disk may have dropped what it had, and not say so to the log's own flush */
-	if (!refused && d->intent && (io->kind == ASR_KIND_FLUSH || io->flags & ASR_RECF_FLUSH))
+	/* the disk may have dropped what it had, and not say so to the log's own flush; FUA is a flush on most */
+	if (!refused && d->intent && (io->kind == ASR_KIND_FLUSH || io->flags & (ASR_RECF_FLUSH | ASR_RECF_FUA)))
 		asr_intent_doubt_locked(d->intent);
 	spin_unlock_irqrestore(&g->lock, irq);
 }

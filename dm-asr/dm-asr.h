@@ -132,6 +132,7 @@ struct asr_intent {
 	unsigned long super_due;	/* jiffies */
 	u64 super_seq, super_durable;	/* as last written */
 	bool doubt;		/* the disk may have dropped what it had: a flush failed */
+	unsigned long doubt_due;	/* jiffies: not acted upon before */
 	bool open;		/* its superblock says OPEN: writes may pass */
 	bool broken;
 	bool stopped;		/* the worker is to do nothing */

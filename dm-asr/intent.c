@@ -225,8 +225,9 @@ int asr_intent_settle(struct asr_group *g, u32 slot, u64 sector, u64 sectors)
 void asr_intent_doubt_locked(struct asr_intent *l)
 {
 	lockdep_assert_held(&l->disk->group->lock);
+	if (!l->doubt)
+		asr_intent_kick_locked(l);
 	l->doubt = true;
-	asr_intent_kick_locked(l);
 }
 
 /* Chunks were acknowledged: read from the disk, and perhaps not yet durable there. */
@@ -480,18 +481,24 @@ static bool flush_epoch(struct asr_intent *l)
 	return !l->flushing;
 }
 
-/* A flush failed, ours or another's: all is dirty that may not be on the disk. Says whether one did. */
+/*
+ * A flush failed, ours or another's: all is dirty that may not be on the disk. Says whether one did. Once in an
+ * epoch: until then no bit goes, either.
+ */
 static bool doubted(struct asr_intent *l)
 {
 	struct asr_disk *d = l->disk;
-	bool failed = asr_logdev_data_failed(&l->dev), doubt;
+	bool failed = asr_logdev_data_failed(&l->dev), doubt, due;
 
 	spin_lock_irq(&d->group->lock);
 	doubt = l->doubt || failed;
-	l->doubt = false;
+	due = doubt && time_after_eq(jiffies, l->doubt_due);
+	l->doubt = doubt && !due;
+	if (due)
+		l->doubt_due = jiffies + EPOCH;
 	d->errors += failed;
 	spin_unlock_irq(&d->group->lock);
-	if (doubt)
+	if (due)
 		turn_pieces(l, TURN_DOUBT);
 	return doubt;
 }
