@@ -362,11 +362,17 @@ static int make_group(const struct boot *b, const char *group, struct why *why)
 
 /* ------------------------------------------------------------- remembering */
 
+/* Where records can be written; NULL: nowhere yet */
+static const char *writable(const struct boot *b)
+{
+	return b->root || !strcmp(b->state_dir, BOOT_DIR) ? NULL : b->state_dir;
+}
+
 static void save_record(const struct boot *b, const char *group, json_t *disk)
 {
 	struct why why = {0};
 
-	if (!b->root && strcmp(b->state_dir, BOOT_DIR) && remember_put(b->state_dir, group, disk, &why))
+	if (writable(b) && remember_put(b->state_dir, group, disk, &why))
 		log_debug("%s", why.text);	/* a root that is not writable yet: the service comes again */
 }
 
@@ -417,44 +423,15 @@ void boot_note(const char *state_dir, const char *group, json_t *disk, const str
 /* ------------------------------------------------------- one disk, already up */
 
 /*
- * From before asr is put on a disk until it is known what was written meanwhile. The record says
- * so, and asrd ends no resync then (group_missing); where that cannot be written yet, RUN_DIR does.
- * Whoever finds it is not the one who wrote it: he has been stopped.
+ * remember_half: from before asr is put on a disk until it is known what was written meanwhile. asrd
+ * ends no resync then (group_missing). Whoever finds it is not the one who wrote it: he has been stopped.
  */
 #define HALF	"whoever put asr on it was stopped before he knew what was written meanwhile"
 
-static void half_path(const char *group, json_t *disk, char path[512])
-{
-	snprintf(path, 512, "%s/%.64s.%.64s.checking", RUN_DIR, group, text_of(disk, "name"));
-}
-
-static bool half_checked(const char *group, json_t *disk)
-{
-	char path[512];
-
-	half_path(group, disk, path);
-	return json_object_get(disk, "checking") || !access(path, F_OK);
-}
-
-static void begin_check(const struct boot *b, const char *group, json_t *disk)
-{
-	char path[512];
-
-	half_path(group, disk, path);
-	dir_make(RUN_DIR, 0755, NULL);
-	touch(RUN_DIR, path + strlen(RUN_DIR) + 1, "");
-	json_object_set_new(disk, "checking", json_true());
-	save_record(b, group, disk);
-}
-
 static void checked(const struct boot *b, const char *group, json_t *disk)
 {
-	char path[512];
-
-	half_path(group, disk, path);
-	unlink(path);
-	if (!json_object_del(disk, "checking"))
-		save_record(b, group, disk);
+	if (remember_half_end(writable(b), group, disk))
+		log_debug("group %s, disk %s: still to be looked at", group, text_of(disk, "name"));
 }
 
 /* Else it is noted, and the next run tries again: a log that is known to be wrong is never believed */
@@ -515,7 +492,7 @@ static enum outcome already(const struct boot *b, const char *group, json_t *dis
 {
 	bool has = json_object_get(disk, "log");
 
-	if (!b->root && half_checked(group, disk) && !dirty_all(b, group, disk, s->name, HALF))
+	if (!b->root && remember_half(group, disk) && !dirty_all(b, group, disk, s->name, HALF))
 		checked(b, group, disk);
 	if (has && !s->asr.log_major)
 		distrust(b, group, disk, "it was up without its log");
@@ -621,7 +598,7 @@ static int bring_up(const struct boot *b, const char *group, json_t *disk, const
 	if (err)
 		return err;
 	if (json_object_get(disk, "log") && !*text_of(disk, "distrust"))
-		begin_check(b, group, disk);
+		remember_half_begin(writable(b), group, disk);
 	err = insert_one(group, disk, p, log, why);
 	if (err) {
 		checked(b, group, disk);
@@ -673,7 +650,7 @@ static enum outcome one(const struct boot *b, const char *group, json_t *disk, s
 			tell(b, true, "group %s, disk %s is missing: %s", group, text_of(disk, "name"), why->text);
 		return BOOT_WAITS;
 	}
-	if (half_checked(group, disk))
+	if (remember_half(group, disk))
 		distrust(b, group, disk, HALF);
 	check_untouched(b, group, disk, &p);
 	if (known && log_find(known, group, s.disk, &log, why)) {

@@ -368,6 +368,11 @@ int remember_put(const char *state_dir, const char *group, json_t *disk, struct 
 int remember_forget(const char *state_dir, const char *group, const char *disk, struct why *why);
 void remember_forget_all(const char *state_dir, const char *group);
 #define ASR_BOOT_DIR	"/run/asr-boot"			/* of this boot: what asrctl has been through with */
+/* Not known yet: what was written to the disk while asr was put on it. Said from before to after in its record
+   ("checking") or, where that cannot be written, by a file in ASR_BOOT_DIR. A number for this time, 0: it is known */
+uint64_t remember_half(const char *group, json_t *disk);
+int remember_half_begin(const char *state_dir, const char *group, json_t *disk);	/* state_dir NULL: by a file */
+int remember_half_end(const char *state_dir, const char *group, json_t *disk);
 #define ASR_BOOT_LOCK	ASR_BOOT_DIR "/lock"		/* who changes a record has it (flock) */
 
 /* -------------------------------------------------------------- batch.c */

@@ -162,6 +162,7 @@ static void free_group(struct group *g)
 {
 	json_decref(g->recipients);
 	json_decref(g->lost);
+	json_decref(g->half);
 	secret_free(g->key);
 	pack_end(&g->pack);
 	spool_close(g->spool);
@@ -380,7 +381,7 @@ const char *group_missing(void *group)
 		const char *name = json_string_value(json_object_get(d, "name"));
 
 		if (group_find_disk(g, &info, name, &disk)) {
-			if (!json_object_get(d, "checking"))
+			if (!watch_half(g, d))
 				continue;
 			snprintf(g->missing, sizeof(g->missing), "waits for disk %s: what was written while asr was "
 				 "put on it is not known yet", name);

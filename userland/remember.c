@@ -10,7 +10,7 @@
  *	sectors		when it was seen last
  *	log		{uuid, path or file, generation}: its write-intent log, if it has one
  *	boot_id		the boot in which generation was seen
- *	checking	true: what was written while asr was put on it is not known yet
+ *	checking	when asr was put on it: what was written meanwhile is not known yet
  *	distrust	text: it was up without us, or its log failed: the log proves nothing
  *
  * asrctl writes these, asrd only distrust; asrd and asrctl boot read them. A file that cannot be
@@ -24,6 +24,8 @@
 #include <dirent.h>
 #include <errno.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "asr.h"
 
@@ -154,4 +156,46 @@ void remember_forget_all(const char *state_dir, const char *group)
 		remember_forget(state_dir, group, json_string_value(json_object_get(disk, "name")), NULL);
 	if (!path_of(state_dir, group, NULL, path))
 		rmdir(path);
+}
+
+/* ------------------------------------------------------------ half put on */
+
+/* No name has an @ */
+static void half_path(const char *group, json_t *disk, char path[256])
+{
+	snprintf(path, 256, "%s/%.64s@%.64s.checking", ASR_BOOT_DIR, group,
+		 json_string_value(json_object_get(disk, "name")));
+}
+
+uint64_t remember_half(const char *group, json_t *disk)
+{
+	uint64_t since = (uint64_t)json_integer_value(json_object_get(disk, "checking"));
+	char path[256];
+	struct stat st;
+
+	if (since)
+		return since;
+	half_path(group, disk, path);
+	return stat(path, &st) ? 0 : (uint64_t)st.st_mtim.tv_sec * 1000000000ull + (uint64_t)st.st_mtim.tv_nsec;
+}
+
+int remember_half_begin(const char *state_dir, const char *group, json_t *disk)
+{
+	char path[256];
+
+	json_object_set_new(disk, "checking", json_integer((json_int_t)now_real_ns()));
+	if (state_dir && !remember_put(state_dir, group, disk, NULL))
+		return 0;
+	half_path(group, disk, path);
+	return dir_make(ASR_BOOT_DIR, 0755, NULL) ?: file_write(path, 0644, "", 0, NULL);
+}
+
+int remember_half_end(const char *state_dir, const char *group, json_t *disk)
+{
+	bool on_file = !json_object_del(disk, "checking");
+	int err = on_file && state_dir ? remember_put(state_dir, group, disk, NULL) : 0;
+	char path[256];
+
+	half_path(group, disk, path);
+	return err || access(path, F_OK) || !unlink(path) ? err : -errno;
 }

@@ -496,6 +496,8 @@ struct group {
 	uint64_t told_seq, told_ns;	/* the kernel, of durable_seq */
 	char trouble[512];		/* why it stands still; empty: it does not */
 	char missing[256];		/* group_missing's */
+	json_t *half;			/* disk: remember_half() that was settled by this asrd; watch.c */
+	unsigned int record_busy;	/* looks at which asrctl had the records */
 	json_t *lost;			/* watch.c: disks on file that are not in the kernel */
 	uint64_t watch_ns;		/* now_ns clock: look again then */
 	struct spool *spool;
@@ -606,6 +608,8 @@ void check_end(struct group *g, const char *why);	/* it cannot go on */
 void watch_group(struct group *g, uint64_t now);
 /* [{name, since_ns, reason}]: disks that are to be protected and are not */
 json_t *watch_missing(const struct group *g);
+/* Is it not known yet what was written to the disk while asr was put on it? */
+bool watch_half(const struct group *g, json_t *disk);
 
 /* ------------------------------------------------------------- method.c */
 

@@ -140,12 +140,15 @@ static int find_up(const struct group *g, const char *name, struct asr_disk_info
 	return r ? r : group_find_disk(g, &info, name, disk);
 }
 
+#define BUSY_MAX	20	/* looks: asrctl hangs */
+
 /* The record as it is now; asrctl, which writes it too, waits as long as *lock is open. NULL: it is at it, or it is gone */
-static json_t *record_lock(const struct group *g, const char *disk, int *lock)
+static json_t *record_lock(struct group *g, const char *disk, int *lock)
 {
 	*lock = open(ASR_BOOT_LOCK, O_RDONLY | O_CLOEXEC);
-	if (*lock < 0 ? errno != ENOENT : flock(*lock, LOCK_EX | LOCK_NB) != 0)
+	if (*lock >= 0 && flock(*lock, LOCK_EX | LOCK_NB) && g->record_busy++ < BUSY_MAX)
 		return NULL;
+	g->record_busy = 0;
 	return remember_find(g->d->state_dir, g->name, disk);
 }
 
@@ -160,7 +163,7 @@ static bool record_put(const struct group *g, json_t *disk)
 }
 
 /* Its log is not to be believed at the next boot, whatever is in it then. What fails, the next look tries again */
-static void distrust(const struct group *g, json_t *seen, const char *reason)
+static void distrust(struct group *g, json_t *seen, const char *reason)
 {
 	const char *name = text_of(seen, "name");
 	cleanup_json disk = NULL;
@@ -176,22 +179,36 @@ static void distrust(const struct group *g, json_t *seen, const char *reason)
 		log_warn("group %s: disk %s: %s: all of it will be compared after the next boot", g->name, name, reason);
 }
 
-/* asrctl was stopped before it knew what was written while it put asr on the disk: anything */
+bool watch_half(const struct group *g, json_t *disk)
+{
+	uint64_t since = remember_half(g->name, disk);
+
+	return since && since != (uint64_t)json_integer_value(json_object_get(g->half, text_of(disk, "name")));
+}
+
+/* asrctl was stopped before it knew what was written while it put asr on the disk: anything. Said once, noted until it is */
 static void settle(struct group *g, json_t *seen, uint32_t slot)
 {
+	uint64_t since = remember_half(g->name, seen);
 	const char *name = text_of(seen, "name");
 	cleanup_json disk = NULL;
 	cleanup_fd int lock = -1;
 
-	if (!json_object_get(seen, "checking"))
+	if (!since)
 		return;
 	disk = record_lock(g, name, &lock);
-	if (!disk || !json_object_get(disk, "checking") || flow_disk_dirty(g, slot, ASR_DIRTY_DURABLE))
+	if (!disk || remember_half(g->name, disk) != since)
 		return;
-	json_object_del(disk, "checking");
-	if (record_put(g, disk))
+	if (watch_half(g, disk)) {
+		if (flow_disk_dirty(g, slot, ASR_DIRTY_DURABLE))
+			return;
+		if (!g->half)
+			g->half = json_object();
+		json_object_set_new(g->half, name, json_integer((json_int_t)since));
 		log_warn("group %s: disk %s: asrctl was stopped while it put asr on it: all of it is compared", g->name,
 			 name);
+	}
+	remember_half_end(g->d->state_dir, g->name, disk);
 }
 
 static json_t *entry_of(json_t *rows, const char *name)
@@ -205,7 +222,7 @@ static json_t *entry_of(json_t *rows, const char *name)
 	return NULL;
 }
 
-static void tell_lost(const struct group *g, json_t *row, json_t *disk)
+static void tell_lost(struct group *g, json_t *row, json_t *disk)
 {
 	char reason[640];
 
@@ -214,7 +231,6 @@ static void tell_lost(const struct group *g, json_t *row, json_t *disk)
 	json_object_set_new(row, "told", json_true());
 	log_err("group %s: disk %s IS NOT PROTECTED any more: %s; `asrctl boot` brings it back", g->name,
 		text_of(row, "name"), reason);
-	distrust(g, disk, "it was up without protection");
 }
 
 /* One disk that is on file. Its row for the new list, or NULL: it is there */
@@ -241,6 +257,7 @@ static json_t *look_at(struct group *g, json_t *disk)
 				 "not looked into yet", "told", 0);
 	if (!json_is_true(json_object_get(row, "told")))
 		tell_lost(g, row, disk);
+	distrust(g, disk, "it was up without protection");
 	return json_incref(row);
 }
 

@@ -28,7 +28,7 @@ if [ -n "${ASR_GUEST:-}" ]; then
 		say "as if asrctl boot had been stopped before it knew what was written meanwhile"
 		flock /run/asr-boot/lock sh -c 'touch /run/locked; until [ -e /run/let ]; do sleep 0.1; done' &
 		retry_until 60 test -e /run/locked || fail "no lock"
-		sed -i 's/^{/{ "checking": true,/' $d0
+		sed -i 's/^{/{ "checking": 7,/' $d0
 		want dmsetup message v0 0 dirty 0 1
 		waits() { asrctl status | grep -q 'what was written while asr was put on it is not known yet'; }
 		retry_until 60 waits || fail "does not wait: $(asrctl status)"
@@ -45,7 +45,7 @@ if [ -n "${ASR_GUEST:-}" ]; then
 		want asr-consume delete g
 		want dd if=/dev/urandom of=/dev/d0 bs=64k count=1 seek=99 oflag=direct status=none
 		want dmsetup create v0 --table "0 $(blockdev --getsz /dev/d0) linear /dev/d0 0"
-		sed -i 's/^{/{ "checking": true,/' $d0
+		sed -i 's/^{/{ "checking": 7,/' $d0
 		asrctl boot > /run/boot.log 2>&1 || fail "boot: $(cat /run/boot.log)"
 		grep 'was stopped before he knew what was written meanwhile: all of it is compared' /run/boot.log ||
 			fail "boot said: $(cat /run/boot.log)"
