@@ -107,7 +107,7 @@ install: all			## programs, man pages, units, settings and completion, under DES
 	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(UNITDIR) $(DESTDIR)/etc/asr \
 		$(DESTDIR)$(PREFIX)/share/man/man8 $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 	install -m 755 $(PROGS) $(DESTDIR)$(PREFIX)/sbin/
-	install -m 644 packaging/*.service $(DESTDIR)$(UNITDIR)/
+	install -m 644 packaging/*.service packaging/*.timer $(DESTDIR)$(UNITDIR)/
 	for f in asrd vaultd; do [ -e $(DESTDIR)/etc/asr/$$f.conf ] || \
 		install -m 644 packaging/$$f.conf $(DESTDIR)/etc/asr/ || exit 1; done
 	install -D -m 644 packaging/udev/90-asr.rules $(DESTDIR)$(PREFIX)/lib/udev/rules.d/90-asr.rules

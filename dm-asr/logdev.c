@@ -14,8 +14,9 @@
  *   say, by someone who is about to suspend the disk as well, shall not hang
  *   the disk. Until that bio ends nothing else is done with the device. As
  *   the submission itself may sleep (no tag is free, the queue is frozen), a
- *   work item does that. Log and disk are held open from the constructor on, for the table that named them may go before
- *   a bio ends; opening them then could hang as well.
+ *   work item does that. Log and disk are held open from the constructor on,
+ *   for the table that named them may go before a bio ends; opening them then
+ *   could hang as well.
  *
  *   Flushes of the disk are not waited for while the log is in use. That one
  *   failed is kept until somebody asks.

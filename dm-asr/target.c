@@ -404,7 +404,8 @@ static int asr_message(struct dm_target *ti, unsigned int argc, char **argv,
 		return message_declare(t, argv, result, maxlen);
 	if (argc == 3 && !strcasecmp(argv[0], "dirty"))
 		return message_dirty(t, argv[1], argv[2]);
-	DMERR("unknown message %s with %u arguments; known: mark <name>, declare <id> <name> app, dirty <sector> <sectors>",
+	DMERR("unknown message %s with %u arguments; known: mark <name>, declare <id> <name> app, "
+	      "dirty <sector> <sectors>",
 	      argv[0], argc - 1);
 	return -EINVAL;
 }

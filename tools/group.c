@@ -138,8 +138,8 @@ int group_mark(const struct args *a, struct why *why)
 		snprintf(name, sizeof(name), "%s", given);
 	if (!err)
 		err = app ? quiet_run(a, name, &answer, why) :
-			    daemon_call(a, "io.asr.Group.Mark", json_pack("{s:s, s:s}", "group", a->words[0], "name", name),
-					&answer, why);
+			    daemon_call(a, "io.asr.Group.Mark", json_pack("{s:s, s:s}", "group", a->words[0],
+					"name", name), &answer, why);
 	if (err)
 		return err;
 	json_object_set_new(answer, "name", json_string(name));

@@ -142,7 +142,7 @@ static int find_up(const struct group *g, const char *name, struct asr_disk_info
 
 #define BUSY_MAX	20	/* looks: asrctl hangs */
 
-/* The record as it is now; asrctl, which writes it too, waits as long as *lock is open. NULL: it is at it, or it is gone */
+/* The record as it is now; asrctl waits as long as *lock is open. NULL: asrctl is at it, or it is gone */
 static json_t *record_lock(struct group *g, const char *disk, int *lock)
 {
 	*lock = open(ASR_BOOT_LOCK, O_RDONLY | O_CLOEXEC);
@@ -176,7 +176,8 @@ static void distrust(struct group *g, json_t *seen, const char *reason)
 		return;
 	json_object_set_new(disk, "distrust", json_string(reason));
 	if (record_put(g, disk))
-		log_warn("group %s: disk %s: %s: all of it will be compared after the next boot", g->name, name, reason);
+		log_warn("group %s: disk %s: %s: all of it will be compared after the next boot", g->name, name,
+			 reason);
 }
 
 bool watch_half(const struct group *g, json_t *disk)
@@ -186,7 +187,7 @@ bool watch_half(const struct group *g, json_t *disk)
 	return since && since != (uint64_t)json_integer_value(json_object_get(g->half, text_of(disk, "name")));
 }
 
-/* asrctl was stopped before it knew what was written while it put asr on the disk: anything. Said once, noted until it is */
+/* asrctl was stopped before it knew what was written while it put asr on the disk: anything. Made dirty once */
 static void settle(struct group *g, json_t *seen, uint32_t slot)
 {
 	uint64_t since = remember_half(g->name, seen);

@@ -104,6 +104,16 @@ static inline void make_mark(struct maker *m, const char *name, uint64_t id)
 	snprintf(k->name, sizeof(k->name), "%s", name);
 }
 
+/* What is said of a mark that was made before */
+static inline void make_declaration(struct maker *m, const char *name, uint64_t id, uint32_t says)
+{
+	struct asr_rec_mark *k = make_meta(m, ASR_KIND_MARK, ASR_DISK_NONE, sizeof(*k));
+
+	k->id = id;
+	k->flags = ASR_MARK_DECLARE | says;
+	snprintf(k->name, sizeof(k->name), "%s", name);
+}
+
 static inline void make_state(struct maker *m, uint32_t from, uint32_t to, uint32_t reason)
 {
 	struct asr_rec_state *s = make_meta(m, ASR_KIND_STATE, ASR_DISK_NONE, sizeof(*s));

@@ -111,6 +111,14 @@ static void world_frames(struct world *w, struct feeder *f, int frames)
 				snprintf(name, sizeof(name), "mark-%llu", (unsigned long long)w->m->frame_no);
 				make_mark(w->m, name, w->m->frame_no);
 				snapshot(w);
+				if (w->m->frame_no == 15) {
+					make_declaration(w->m, name, 15, ASR_MARK_APP);
+					snapshot(w);
+					make_declaration(w->m, "mark-5", 15, ASR_MARK_GROUP);	/* not its name */
+					snapshot(w);
+					make_declaration(w->m, name, 14, ASR_MARK_GROUP);	/* not its number */
+					snapshot(w);
+				}
 			}
 		}
 		w->m->zstd = w->m->frame_no % 2 && w->m->hdr.plain_bytes > 8192;
@@ -232,6 +240,10 @@ static void points(void **state)
 	assert_true(list.intervals[1].open);
 	assert_int_equal(list.intervals[1].to_seq, w->m->seq);
 	assert_int_equal(list.mark_count, 4);
+	for (size_t i = 0; i < 4; i++) {
+		assert_int_equal(list.marks[i].app, i == 1);
+		assert_false(list.marks[i].group);
+	}
 	assert_false(list.intervals[0].to_seq >= list.intervals[1].from_seq);
 	/* by name, by time, at both ends of an interval */
 	assert_int_equal(point_resolve(ix, "name:mark-15", &p, &why), 0);

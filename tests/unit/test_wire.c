@@ -143,11 +143,32 @@ static void bad_bodies(void **state)
 	free(m);
 }
 
+/* A mark says of itself that it holds, of another what was declared; nothing else is legal */
+static void marks(void **state)
+{
+	static const uint32_t good_flags[] = { 0, ASR_MARK_HOLD, ASR_MARK_DECLARE | ASR_MARK_APP,
+		ASR_MARK_DECLARE | ASR_MARK_GROUP, ASR_MARK_DECLARE | ASR_MARK_APP | ASR_MARK_GROUP };
+
+	for (uint32_t flags = 0; flags < 32; flags++) {
+		struct maker *m = maker_new();
+		struct frame_view v;
+		bool good = false;
+
+		for (size_t i = 0; i < sizeof(good_flags) / sizeof(good_flags[0]); i++)
+			good |= flags == good_flags[i];
+		make_mark(m, "m", 7);
+		((struct asr_rec_mark *)(m->meta))->flags = flags;
+		make_frame(m);
+		assert_int_equal(wire_frame_parse(m->frame, m->bytes, &v, NULL), good ? 0 : -EBADMSG);
+		free(m);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(good), cmocka_unit_test(cut_off), cmocka_unit_test(bad_headers),
-		cmocka_unit_test(bad_records), cmocka_unit_test(bad_bodies),
+		cmocka_unit_test(bad_records), cmocka_unit_test(bad_bodies), cmocka_unit_test(marks),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
