@@ -497,7 +497,7 @@ struct group {
 	char trouble[512];		/* why it stands still; empty: it does not */
 	char missing[256];		/* group_missing's */
 	json_t *half;			/* disk: remember_half() that was settled by this asrd; watch.c */
-	unsigned int record_busy;	/* looks at which asrctl had the records */
+	uint64_t busy_ns;		/* since then asrctl has the records, whenever asked; 0: not */
 	json_t *lost;			/* watch.c: disks on file that are not in the kernel */
 	uint64_t watch_ns;		/* now_ns clock: look again then */
 	struct spool *spool;

@@ -140,15 +140,18 @@ static int find_up(const struct group *g, const char *name, struct asr_disk_info
 	return r ? r : group_find_disk(g, &info, name, disk);
 }
 
-#define BUSY_MAX	20	/* looks: asrctl hangs */
+#define BUSY_NS		60000000000ull	/* asrctl hangs */
 
 /* The record as it is now; asrctl waits as long as *lock is open. NULL: asrctl is at it, or it is gone */
 static json_t *record_lock(struct group *g, const char *disk, int *lock)
 {
 	*lock = open(ASR_BOOT_LOCK, O_RDONLY | O_CLOEXEC);
-	if (*lock >= 0 && flock(*lock, LOCK_EX | LOCK_NB) && g->record_busy++ < BUSY_MAX)
+	if (*lock < 0 || !flock(*lock, LOCK_EX | LOCK_NB))
+		g->busy_ns = 0;
+	else if (!g->busy_ns)
+		g->busy_ns = now_ns();
+	if (g->busy_ns && now_ns() - g->busy_ns < BUSY_NS)
 		return NULL;
-	g->record_busy = 0;
 	return remember_find(g->d->state_dir, g->name, disk);
 }
 
