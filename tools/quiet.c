@@ -61,6 +61,8 @@ struct quiet {
 	uint64_t limit_ns;		/* of each script, and of all that is frozen */
 	struct mount mounts[MOUNTS];
 	unsigned int mount_count;
+	dev_t hidden;			/* a file system whose mount point shows another; 0: none */
+	char hidden_place[1024];
 	char scripts[SCRIPTS][512];
 	unsigned int script_count, called;
 	char device[DM_NAME_BYTES];	/* one of the group's */
@@ -126,12 +128,33 @@ static int open_mount(struct quiet *q, const char *place, dev_t dev, struct why 
 	return 0;
 }
 
+/* Another file system may be mounted over it: then it would be frozen in its place */
+static bool is_hidden(struct quiet *q, dev_t dev)
+{
+	struct mount *m = &q->mounts[q->mount_count - 1];
+	struct stat st;
+
+	if (!fstat(m->dir, &st) && st.st_dev == dev)
+		return false;
+	close(m->dir);
+	q->mount_count--;
+	q->hidden = m->dev;
+	memcpy(q->hidden_place, m->place, sizeof(q->hidden_place));
+	return true;
+}
+
 static bool have_mount(const struct quiet *q, dev_t dev)
 {
 	for (unsigned int i = 0; i < q->mount_count; i++)
 		if (q->mounts[i].dev == dev)
 			return true;
 	return false;
+}
+
+static int hidden_error(const struct quiet *q, struct why *why)
+{
+	return why_set(why, EBUSY, "another file system is mounted over %.200s, so that it cannot be frozen; say with "
+		       "--freeze which are to be", q->hidden_place);
 }
 
 /* A line of the mount table: a file system that is writable, on a disk of the group, and not yet known */
@@ -142,6 +165,7 @@ static int add_mount(struct quiet *q, const char *line, struct why *why)
 	unsigned int ma, mi;
 	struct stat st;
 	dev_t dev;
+	int err;
 
 	if (!rest || sscanf(line, "%*d %*d %u:%u %*s %1023s %255s", &ma, &mi, place, options) != 4 ||
 	    sscanf(rest, " - %*s %1023s", source) != 1)
@@ -154,7 +178,12 @@ static int add_mount(struct quiet *q, const char *line, struct why *why)
 	if (!major(dev) || !strncmp(options, "ro", 2) || have_mount(q, dev) ||
 	    !use_below(major(dev), minor(dev), is_disk, q))
 		return 0;
-	return open_mount(q, place, dev, why);
+	if (q->hidden && q->hidden != dev && !have_mount(q, q->hidden))
+		return hidden_error(q, why);
+	err = open_mount(q, place, dev, why);
+	if (!err && ma)		/* a subvolume of btrfs has yet another number */
+		is_hidden(q, dev);
+	return err;
 }
 
 static int find_mounts(struct quiet *q, struct why *why)
@@ -165,7 +194,7 @@ static int find_mounts(struct quiet *q, struct why *why)
 
 	while (!err && fgets(line, sizeof(line), f))
 		err = add_mount(q, line, why);
-	return err;
+	return err || !q->hidden || have_mount(q, q->hidden) ? err : hidden_error(q, why);
 }
 
 static int named_mounts(struct quiet *q, const struct args *a, struct why *why)
@@ -490,6 +519,8 @@ static int look(struct quiet *q, const struct args *a, struct why *why)
 
 	if (*end || s < 1 || s > TIMEOUT_MAX)
 		return why_set(why, EINVAL, "bad time \"%.40s\": 1 to %d seconds are right", limit, TIMEOUT_MAX);
+	if (arg_given(a, "freeze") && arg_given(a, "no-freeze"))
+		return why_set(why, EINVAL, "--freeze and --no-freeze exclude each other");
 	q->limit_ns = (uint64_t)s * NS;
 	err = dm_each_asr(add_disk, q, why);
 	if (!err && !q->disk_count)

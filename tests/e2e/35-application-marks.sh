@@ -65,6 +65,10 @@ thaw g quiet-1" ] || fail "called: $(cat /run/calls)"
 	grep -q 'want --consistency app' /run/out || fail "it said: $(cat /run/out)"
 	refused 'bad time' --timeout 0
 	refused 'cannot look at /nowhere' --freeze /nowhere
+	refused 'exclude each other' --freeze /m0 --no-freeze
+	want mount -t tmpfs none /m0
+	refused 'mounted over /m0' --timeout 60
+	retry_until 30 umount /m0 || fail "umount"	# the application has a file open there, for moments
 	refused 'cannot freeze /proc' --freeze /proc
 	refused 'cannot run /nowhere' --script /nowhere
 	not asrctl group mark h --consistency app 2>/dev/null || fail "a group that is not there"
@@ -82,10 +86,10 @@ thaw g bad" ] || fail "called: $(tail -n 3 /run/calls)"
 	touch /run/stop
 	wait $app || fail "the application failed"
 	printf '#!/bin/sh\n' >/etc/asr/app/g/10-app
-	frozen() { # /m1: whoever writes there waits
-		echo x 7>&- >/m1/try & try=$!
-		sleep 0.5
-		kill -0 $try 2>/dev/null
+	try=
+	frozen() { # /m1: whoever writes there waits for its thaw
+		kill -0 "${try:-x}" 2>/dev/null || { echo x 7>&- >/m1/try & try=$!; }
+		grep -q percpu_rwsem "/proc/$try/wchan" 2>/dev/null
 	}
 	writes() { timeout 60 sh -c "echo y >/m$1/n && sync -f /m$1/n"; }
 	hang() { # OPTION...: a writer that is in /m0 hinders its freeze; /m1, mounted later, is frozen first
