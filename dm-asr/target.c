@@ -456,7 +456,7 @@ static int __init asr_init(void)
 {
 	int r;
 
-	/* three: a log's worker waits for its I/O, and that may need the first below it */
+	/* three: a log's worker waits for its I/O, whose submission may sleep, and timers wait for neither */
 	asr_wq = alloc_workqueue("dm-asr", WQ_MEM_RECLAIM | WQ_UNBOUND, 0);
 	asr_intent_wq = alloc_workqueue("dm-asr-log", WQ_MEM_RECLAIM | WQ_UNBOUND, 0);
 	asr_logio_wq = alloc_workqueue("dm-asr-log-io", WQ_MEM_RECLAIM | WQ_UNBOUND, 0);
