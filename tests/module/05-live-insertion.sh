@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Live insertion under a mounted, busy ext4, and removal, again and again: no I/O error, a clean fsck, an equal copy.
 DISKS=64
+# all the load writes is kept in memory, with two copies of the disk: the load has a rate
+MEM=1280
 # shellcheck source=tests/module/host.sh
 . "$(dirname "$0")/host.sh" 2>/dev/null || . /asr/in/host.sh
 
@@ -24,7 +26,7 @@ swap() { # TABLE SUSPEND-OPTIONS...
 insert() { swap "0 $n asr $(map vol-origin) 0 g vol" "$@"; }
 remove() { swap "0 $n linear /dev/d0 0" "$@"; }
 fio --name=w --directory=/tmp/mnt --rw=randwrite --bs=4k-64k --size=12m --ioengine=libaio --iodepth=8 --direct=1 \
-	--numjobs=2 --time_based --runtime=14 --verify=crc32c --verify_fatal=1 --minimal >/tmp/fio.out 2>&1 &
+	--numjobs=2 --rate=6m --time_based --runtime=14 --verify=crc32c --verify_fatal=1 --minimal >/tmp/fio.out 2>&1 &
 fio=$!
 sleep 1
 insert
