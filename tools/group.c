@@ -31,10 +31,11 @@ static int recipients_read(const struct args *a, json_t *list, struct why *why)
 	return 0;
 }
 
-int group_create(const struct args *a, struct why *why)
+/* create and join: answer is the caller's to drop */
+static int group_new(const struct args *a, const char *method, json_t **answer, struct why *why)
 {
 	const char *ring = arg_value(a, "ring-size", NULL), *level = arg_value(a, "compression", NULL);
-	cleanup_json recipients = json_array(), *answer = NULL;
+	cleanup_json recipients = json_array();
 	json_t *parameters;
 	uint64_t bytes = 0;
 	long compression = 0;
@@ -60,7 +61,14 @@ int group_create(const struct args *a, struct why *why)
 		json_object_set_new(parameters, "ring_bytes", json_integer((json_int_t)bytes));
 	if (level)
 		json_object_set_new(parameters, "compression", json_integer(compression));
-	err = daemon_call(a, "io.asr.Group.Create", parameters, &answer, why);
+	return daemon_call(a, method, parameters, answer, why);
+}
+
+int group_create(const struct args *a, struct why *why)
+{
+	cleanup_json answer = NULL;
+	int err = group_new(a, "io.asr.Group.Create", &answer, why);
+
 	if (err)
 		return err;
 	if (a->json)
@@ -69,6 +77,89 @@ int group_create(const struct args *a, struct why *why)
 		printf("group %s made; put disks into it: `asrctl disk protect DEVICE --group %s`\n",
 		       a->words[0], a->words[0]);
 	return 0;
+}
+
+int group_join(const struct args *a, struct why *why)
+{
+	cleanup_json answer = NULL;
+	int err = group_new(a, "io.asr.Group.Join", &answer, why);
+
+	if (err)
+		return err;
+	if (a->json)
+		out_json(answer);
+	else
+		printf("group %s joined; put disks of this host into it: `asrctl disk protect DEVICE --group %s`. From "
+		       "now on a point of the group is one of all its hosts: `asrctl group show %s`\n", a->words[0],
+		       a->words[0], a->words[0]);
+	return 0;
+}
+
+static int of_host(const struct args *a, const char *method, const char *done, struct why *why)
+{
+	cleanup_json answer = NULL;
+	int err = daemon_call(a, method, json_pack("{s:s, s:s}", "name", a->words[0], "host",
+						   arg_value(a, "host", "")), &answer, why);
+
+	if (err)
+		return err;
+	if (a->json)
+		out_json(answer);
+	else
+		printf(done, json_string_value(json_object_get(answer, "host")), a->words[0]);
+	return 0;
+}
+
+int group_admit(const struct args *a, struct why *why)
+{
+	return of_host(a, "io.asr.Group.Admit", "host %s may join group %s: on that host, `asrctl group join`\n", why);
+}
+
+int group_evict(const struct args *a, struct why *why)
+{
+	return of_host(a, "io.asr.Group.Evict", "host %s is no longer in group %s; its history stays in the vault\n",
+		       why);
+}
+
+/* "100ms", "5s", "2m", "1h"; a number alone: seconds */
+static int milliseconds(const char *text, uint64_t *ms)
+{
+	static const struct { const char *unit; uint64_t ms; } units[] = {
+		{ "ms", 1 }, { "", 1000 }, { "s", 1000 }, { "m", 60000 }, { "h", 3600000 },
+	};
+	char *end;
+	double n = strtod(text, &end);
+
+	if (end == text || *text == '-' || !(n >= 0 && n <= 3600000))
+		return -EINVAL;
+	for (size_t i = 0; i < sizeof(units) / sizeof(units[0]); i++)
+		if (!strcmp(end, units[i].unit)) {
+			*ms = (uint64_t)(n * (double)units[i].ms + 0.5);
+			return 0;
+		}
+	return -EINVAL;
+}
+
+int group_interval(const struct args *a, struct why *why)
+{
+	const char *hold = arg_value(a, "hold", NULL);
+	json_t *parameters;
+	cleanup_json answer = NULL;
+	uint64_t ms, hold_ms = 0;
+	int err;
+
+	if (milliseconds(a->words[1], &ms) || (ms && (ms < 100 || ms > 3600000)))
+		return why_set(why, EINVAL, "bad interval \"%.40s\": 100ms to 1h is right, or 0: no points of all hosts "
+			       "but those that are asked for", a->words[1]);
+	if (hold && (milliseconds(hold, &hold_ms) || !hold_ms || hold_ms > 1000))
+		return why_set(why, EINVAL, "bad hold \"%.40s\": 1ms to 1s is right", hold);
+	parameters = json_pack("{s:s, s:I}", "name", a->words[0], "mark_ms", (json_int_t)ms);
+	if (hold)
+		json_object_set_new(parameters, "hold_ms", json_integer((json_int_t)hold_ms));
+	err = daemon_call(a, "io.asr.Group.Marks", parameters, &answer, why);
+	if (!err && a->json)
+		out_json(answer);
+	return err;
 }
 
 int group_list(const struct args *a, struct why *why)
@@ -145,6 +236,11 @@ int group_mark(const struct args *a, struct why *why)
 	json_object_set_new(answer, "name", json_string(name));
 	if (a->json) {
 		out_json(answer);
+		return 0;
+	}
+	if (json_object_get(answer, "mark")) {
+		printf("mark %s of group %s, on all of its hosts; restore it with --point name:%s\n", name, a->words[0],
+		       name);
 		return 0;
 	}
 	printf("mark %s of group %s: seq %lld, %s", name, a->words[0],

@@ -537,6 +537,15 @@ static int look(struct quiet *q, const struct args *a, struct why *why)
 	return err;
 }
 
+/* asrd knows; without it, nobody asks for a point of several hosts */
+static bool on_several_hosts(const struct args *a)
+{
+	cleanup_json group = NULL;
+
+	return !daemon_call(a, "io.asr.Group.Show", json_pack("{s:s}", "name", a->words[0]), &group, NULL) &&
+	       json_is_object(json_object_get(group, "marks"));
+}
+
 int quiet_run(const struct args *a, const char *mark, json_t **answer, struct why *why)
 {
 	struct quiet *q = calloc(1, sizeof(*q));
@@ -547,6 +556,12 @@ int quiet_run(const struct args *a, const char *mark, json_t **answer, struct wh
 	if (!q || !places) {
 		free(q);
 		return -ENOMEM;
+	}
+	if (on_several_hosts(a)) {
+		free(q);
+		json_decref(places);
+		return why_set(why, EOPNOTSUPP, "group %s is on several hosts, and only this one could be made quiet: "
+			       "--consistency crash is right", a->words[0]);
 	}
 	q->group = a->words[0];
 	q->mark = mark;

@@ -203,6 +203,16 @@ int wire_map_parse(const uint8_t *data, size_t bytes, struct map_view *v, struct
 /* Whole aligned 4 KiB blocks in a range */
 uint32_t wire_blocks(uint64_t sector, uint64_t sectors);
 
+/*
+ * The name of a mark that is to cut the streams of several hosts: NAME+EEEERRRRRRRRRRRRRRRR, with the
+ * epoch of the group's members and 64 random bits in hex, so that it is that of one moment, and says
+ * which streams it must be in. -EINVAL: name or epoch are not legal. Pure
+ */
+#define WIRE_GROUP_MARK_NAME	(ASR_NAME_BYTES - 22)	/* characters of NAME, at most */
+int wire_group_mark(const char *name, uint64_t epoch, uint64_t random, char out[ASR_NAME_BYTES]);
+/* name without the rest, and the epoch; false: it is no such mark. Pure */
+bool wire_group_mark_parse(const char *full, char name[ASR_NAME_BYTES], uint64_t *epoch);
+
 /* What a record does to the consistency of its stream. */
 enum consistency { CONSISTENCY_SAME, CONSISTENCY_LOST, CONSISTENCY_REACHED };
 enum consistency wire_consistency(const struct frame_view *v, const struct frame_rec *r);
@@ -250,6 +260,8 @@ struct tls_files {
 int tls_client(const struct tls_files *f, bool enrol, SSL_CTX **ctx, struct why *why);
 /* accepts both ALPNs; a client certificate is asked for, not required: see conn_peer */
 int tls_server(const struct tls_files *f, SSL_CTX **ctx, struct why *why);
+/* Either end of a connection between hosts: both must show a host's certificate */
+int tls_peer(const struct tls_files *f, bool server, SSL_CTX **ctx, struct why *why);
 void tls_free(SSL_CTX *ctx);	/* NULL is fine; connections keep their own reference */
 /* The "asr:..." URI of a certificate; -ENOENT: it has none */
 int tls_cert_uri(const X509 *cert, char *out, size_t bytes);
@@ -283,6 +295,20 @@ const char *conn_peer(const struct conn *c);
 bool conn_enrolling(const struct conn *c);		/* ALPN */
 SSL *conn_ssl(struct conn *c);				/* for the exporter */
 uint64_t conn_bytes_sent(const struct conn *c);
+/* A peer that is silent for so long is gone; a ping goes after a quarter of it. Else 30 s and 5 s */
+void conn_silence(struct conn *c, uint64_t ns);
+int conn_local_address(const struct conn *c, char out[64]);	/* as a number; -ENOTCONN */
+
+/* ------------------------------------------------------------- listen.c */
+
+/* "ADDR:PORT", ADDR may be empty, or in brackets. -EINVAL with why. Pure */
+int address_split(const char *text, char host[256], char port[8], struct why *why);
+struct listener;
+/* accepted: the socket is its own. patient: waits two seconds for a port that is in use */
+int listen_open(struct loop *l, const char *text, bool patient, void (*accepted)(int fd, void *arg), void *arg,
+		struct listener **out, struct why *why);
+void listen_tick(struct listener *l);	/* now and then: after descriptors ran out. NULL is fine */
+void listen_close(struct listener *l);	/* NULL is fine */
 
 /* -------------------------------------------------------------- ident.c */
 

@@ -29,6 +29,7 @@
 #define PR_SET_IO_FLUSHER	57
 #endif
 #define NS_PER_S		1000000000ull
+#define PEERS_LISTEN		":20004"
 #define DELAY_DEFAULT_MS	4
 #define DELAY_MAX_MS		1000
 #define SPOOL_MAX_LEAST		(8ull << 20)	/* eight files of the least size */
@@ -38,7 +39,7 @@
 struct options {
 	const char *config;
 	bool config_given;
-	char *state_dir, *control, *spool_dir;
+	char *state_dir, *control, *spool_dir, *peers_listen, *peers_address;
 	uint64_t spool_max;
 	const char *ring_file, *ring_disk, *device;
 	int compression, log_level;
@@ -108,6 +109,19 @@ static int configure_spool(const char *key, const char *value, struct options *o
 	return 0;
 }
 
+static int configure_peers(const char *key, const char *value, struct options *o, struct why *why)
+{
+	char host[256], port[8];
+	struct why bad;
+
+	if (strcmp(key, "listen") && strcmp(key, "address"))
+		return -ENOENT;
+	if (address_split(value, host, port, &bad) || (!*host && !strcmp(key, "address")))
+		return why_set(why, EINVAL, "%s = %s: %s is right", key, value, strcmp(key, "listen") ?
+			       "ADDR:PORT, as other hosts reach this one," : "ADDR:PORT or :PORT");
+	return set_string(strcmp(key, "listen") ? &o->peers_address : &o->peers_listen, value);
+}
+
 static int configure(const char *section, const char *key, const char *value, void *arg, struct why *why)
 {
 	struct options *o = arg;
@@ -116,6 +130,8 @@ static int configure(const char *section, const char *key, const char *value, vo
 
 	if (!strcmp(section, "spool"))
 		return configure_spool(key, value, o, why);
+	if (!strcmp(section, "peers"))
+		return configure_peers(key, value, o, why);
 	if (strcmp(section, "asrd"))
 		return -ENOENT;
 	if (!strcmp(key, "state_dir"))
@@ -202,6 +218,7 @@ static void tick(struct loop_op *op, int res, unsigned int flags)
 	struct ticker *t = op->arg;
 
 	group_second(t->d);
+	peers_second(t->d->peers);
 	log_notify("WATCHDOG=1");
 	loop_timeout(t->d->loop, op, NS_PER_S);
 }
@@ -229,6 +246,8 @@ static int start(struct asrd *d, const struct options *o, struct control **contr
 		r = listen_control(d, o->control, control, why);
 	if (!r)
 		r = ship_create(d->loop, o->state_dir, &group_ship_ops, d, &d->ship);
+	if (!r)
+		r = peers_create(d, o->peers_listen, o->peers_address, &d->peers);
 	return r ? r : group_load_all(d, why);
 }
 
@@ -263,7 +282,8 @@ int main(int argc, char **argv)
 	if (r)
 		return r == 1 ? 0 : 2;
 	r = conf_read(o.config, o.config_given, configure, &o, &why);
-	if (r || set_string(&o.state_dir, ASR_STATE_DIR) || set_string(&o.control, ASR_SOCKET)) {
+	if (r || set_string(&o.state_dir, ASR_STATE_DIR) || set_string(&o.control, ASR_SOCKET) ||
+	    set_string(&o.peers_listen, PEERS_LISTEN)) {
 		fprintf(stderr, "asrd: %s\n", why.text[0] ? why.text : strerror(-r));
 		return 2;
 	}

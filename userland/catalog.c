@@ -24,7 +24,7 @@
 #include <sqlite3.h>
 
 #define BUSY_MS		5000
-#define SCHEMA_VERSION	1
+#define SCHEMA_VERSION	2
 
 struct catalog {
 	sqlite3 *db;
@@ -42,6 +42,18 @@ static const char schema[] =
 	"CREATE UNIQUE INDEX grp_name ON grp(name) WHERE deleted = 0;"
 	"CREATE TABLE audit(time INTEGER NOT NULL, who TEXT NOT NULL, what TEXT NOT NULL, detail TEXT NOT NULL);"
 	"PRAGMA user_version = 1;"
+	"COMMIT;";
+
+/* Groups over several hosts. A member without a stream is one that may join. */
+static const char schema_2[] =
+	"BEGIN IMMEDIATE;"
+	"ALTER TABLE grp ADD COLUMN epoch INTEGER NOT NULL DEFAULT 1;"
+	"ALTER TABLE grp ADD COLUMN mark_ms INTEGER NOT NULL DEFAULT 1000;"
+	"ALTER TABLE grp ADD COLUMN hold_ms INTEGER NOT NULL DEFAULT 50;"
+	"CREATE TABLE member(grp BLOB NOT NULL, host_id TEXT NOT NULL, stream BLOB NOT NULL, joined INTEGER NOT NULL,"
+	" gone INTEGER NOT NULL, PRIMARY KEY(grp, host_id, stream));"
+	"INSERT INTO member SELECT uuid, host_id, stream, created, deleted FROM grp;"
+	"PRAGMA user_version = 2;"
 	"COMMIT;";
 
 static int db_err(struct catalog *cat, struct why *why)
@@ -95,7 +107,8 @@ int catalog_create(const char *dir, struct why *why)
 		return why_set(why, EEXIST, "%s is a vault already", dir);
 	mask = umask(077);
 	ret = open_db(dir, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, &cat, why);
-	if (!ret && sqlite3_exec(cat->db, schema, NULL, NULL, NULL) != SQLITE_OK)
+	if (!ret && (sqlite3_exec(cat->db, schema, NULL, NULL, NULL) != SQLITE_OK ||
+		     sqlite3_exec(cat->db, schema_2, NULL, NULL, NULL) != SQLITE_OK))
 		ret = db_err(cat, why);
 	umask(mask);
 	catalog_close(cat);
@@ -104,10 +117,37 @@ int catalog_create(const char *dir, struct why *why)
 	return ret;
 }
 
+static int version_of(struct catalog *cat, int *version, struct why *why)
+{
+	sqlite3_stmt *st = NULL;
+	int ret = 0;
+
+	if (sqlite3_prepare_v2(cat->db, "PRAGMA user_version", -1, &st, NULL) != SQLITE_OK ||
+	    sqlite3_step(st) != SQLITE_ROW)
+		ret = db_err(cat, why);
+	else
+		*version = sqlite3_column_int(st, 0);
+	sqlite3_finalize(st);
+	return ret;
+}
+
+/* Whoever opens it at the same time may be first */
+static int upgrade(struct catalog *cat, int *version, struct why *why)
+{
+	int ret;
+
+	if (sqlite3_exec(cat->db, schema_2, NULL, NULL, NULL) == SQLITE_OK) {
+		*version = 2;
+		return 0;
+	}
+	ret = db_err(cat, why);
+	sqlite3_exec(cat->db, "ROLLBACK", NULL, NULL, NULL);
+	return version_of(cat, version, NULL) || *version != 2 ? ret : 0;
+}
+
 int catalog_open(const char *dir, struct catalog **out, struct why *why)
 {
 	cleanup_free char *path = NULL;
-	sqlite3_stmt *st = NULL;
 	struct catalog *cat;
 	int ret, version = 0;
 
@@ -119,12 +159,9 @@ int catalog_open(const char *dir, struct catalog **out, struct why *why)
 	ret = open_db(dir, SQLITE_OPEN_READWRITE, &cat, why);
 	if (ret)
 		return ret;
-	if (sqlite3_prepare_v2(cat->db, "PRAGMA user_version", -1, &st, NULL) != SQLITE_OK ||
-	    sqlite3_step(st) != SQLITE_ROW)
-		ret = db_err(cat, why);
-	else
-		version = sqlite3_column_int(st, 0);
-	sqlite3_finalize(st);
+	ret = version_of(cat, &version, why);
+	if (!ret && version == 1)
+		ret = upgrade(cat, &version, why);
 	if (!ret && version != SCHEMA_VERSION)
 		ret = why_set(why, EINVAL, "%s has version %d, this program knows %d", path, version,
 			      SCHEMA_VERSION);
@@ -332,6 +369,24 @@ static void host_row(sqlite3_stmt *st, struct catalog_host *h)
 	h->expires_ns = number(st, 4);
 }
 
+int catalog_host_find(struct catalog *cat, const char *name, struct catalog_host *h, struct why *why)
+{
+	sqlite3_stmt *st;
+	int ret = run(cat, why, &st, "SELECT " HOST_COLUMNS " FROM host WHERE id = ? OR name = ?", "ss", name, name);
+
+	if (ret)
+		return ret;
+	ret = step(cat, st, why);
+	if (ret > 0) {
+		host_row(st, h);
+		ret = step(cat, st, why);
+		ret = !ret ? 1 : ret < 0 ? ret :
+		      why_set(why, EINVAL, "this vault knows several hosts %.64s: give the id", name);
+	}
+	sqlite3_finalize(st);
+	return ret > 0 ? 0 : ret ? ret : why_set(why, ENOENT, "this vault knows no host %.64s", name);
+}
+
 int catalog_host_get(struct catalog *cat, const char *id, struct catalog_host *h, struct why *why)
 {
 	sqlite3_stmt *st;
@@ -367,7 +422,7 @@ int catalog_hosts(struct catalog *cat, int (*each)(const struct catalog_host *h,
 
 /* -------------------------------------------------------------------- groups */
 
-#define GROUP_COLUMNS	"uuid, name, host_id, stream, generation, created, deleted"
+#define GROUP_COLUMNS	"uuid, name, host_id, stream, generation, created, deleted, epoch, mark_ms, hold_ms"
 
 static void group_row(sqlite3_stmt *st, struct catalog_group *g)
 {
@@ -378,14 +433,42 @@ static void group_row(sqlite3_stmt *st, struct catalog_group *g)
 	g->generation = number(st, 4);
 	g->created_ns = number(st, 5);
 	g->deleted_ns = number(st, 6);
+	g->epoch = number(st, 7);
+	g->mark_ms = number(st, 8);
+	g->hold_ms = number(st, 9);
 }
 
 int catalog_group_add(struct catalog *cat, const struct catalog_group *g, struct why *why)
 {
-	int ret = run(cat, why, NULL, "INSERT INTO grp(" GROUP_COLUMNS ") VALUES(?,?,?,?,?,?,0)", "bssbii",
-		      g->uuid, g->name, g->host_id, g->stream, g->generation, g->created_ns);
+	int ret = run(cat, why, NULL, "BEGIN IMMEDIATE", "");
 
+	if (ret)
+		return ret;
+	ret = run(cat, why, NULL, "INSERT INTO grp(" GROUP_COLUMNS ") VALUES(?,?,?,?,?,?,0,?,?,?)", "bssbiiiii",
+		  g->uuid, g->name, g->host_id, g->stream, g->generation, g->created_ns, g->epoch, g->mark_ms,
+		  g->hold_ms);
+	if (!ret)
+		ret = run(cat, why, NULL, "INSERT INTO member VALUES(?,?,?,?,0)", "bsbi", g->uuid, g->host_id,
+			  g->stream, g->created_ns);
+	if (!ret)
+		ret = run(cat, why, NULL, "COMMIT", "");
+	if (ret)
+		run(cat, NULL, NULL, "ROLLBACK", "");
 	return ret == -EEXIST ? why_set(why, EEXIST, "the vault has another group \"%s\"", g->name) : ret;
+}
+
+int catalog_group_find(struct catalog *cat, const char *name, struct catalog_group *g, struct why *why)
+{
+	sqlite3_stmt *st;
+	int ret = run(cat, why, &st, "SELECT " GROUP_COLUMNS " FROM grp WHERE name = ? AND deleted = 0", "s", name);
+
+	if (ret)
+		return ret;
+	ret = step(cat, st, why);
+	if (ret > 0)
+		group_row(st, g);
+	sqlite3_finalize(st);
+	return ret > 0 ? 0 : ret ? ret : why_set(why, ENOENT, "this vault has no group %.64s", name);
 }
 
 int catalog_group_get(struct catalog *cat, const uint8_t uuid[ASR_UUID_BYTES],
@@ -426,6 +509,87 @@ int catalog_group_delete(struct catalog *cat, const uint8_t uuid[ASR_UUID_BYTES]
 {
 	return run(cat, why, NULL, "UPDATE grp SET deleted = ? WHERE uuid = ? AND deleted = 0", "ib",
 		   now_real_ns(), uuid);
+}
+
+int catalog_group_marks(struct catalog *cat, const uint8_t uuid[ASR_UUID_BYTES], uint64_t mark_ms, uint64_t hold_ms,
+			struct why *why)
+{
+	return run(cat, why, NULL, "UPDATE grp SET mark_ms = ?, hold_ms = ? WHERE uuid = ?", "iib", mark_ms, hold_ms,
+		   uuid);
+}
+
+/* ------------------------------------------------------------------- members */
+
+int catalog_members(struct catalog *cat, const uint8_t group[ASR_UUID_BYTES],
+		    int (*each)(const struct catalog_member *m, void *arg), void *arg, struct why *why)
+{
+	struct catalog_member m;
+	sqlite3_stmt *st;
+	int ret = run(cat, why, &st, "SELECT host_id, host.name, stream, joined, gone FROM member "
+		      "LEFT JOIN host ON host.id = host_id WHERE grp = ? ORDER BY host_id, joined", "b", group);
+
+	if (ret)
+		return ret;
+	while ((ret = step(cat, st, why)) > 0) {
+		text(st, 0, m.host_id, sizeof(m.host_id));
+		text(st, 1, m.host, sizeof(m.host));
+		blob(st, 2, m.stream, sizeof(m.stream));
+		m.joined_ns = number(st, 3);
+		m.gone_ns = number(st, 4);
+		ret = each(&m, arg);
+		if (ret)
+			break;
+	}
+	sqlite3_finalize(st);
+	return ret;
+}
+
+int catalog_member_admit(struct catalog *cat, const uint8_t group[ASR_UUID_BYTES], const char *host_id, struct why *why)
+{
+	static const uint8_t none[ASR_UUID_BYTES];
+
+	return run(cat, why, NULL, "INSERT OR REPLACE INTO member VALUES(?,?,?,0,0)", "bsb", group, host_id, none);
+}
+
+int catalog_member_join(struct catalog *cat, const struct catalog_group *g, const struct catalog_member *m,
+			struct why *why)
+{
+	static const uint8_t none[ASR_UUID_BYTES];
+	int ret = run(cat, why, NULL, "BEGIN IMMEDIATE", "");
+
+	if (ret)
+		return ret;
+	ret = run(cat, why, NULL, "DELETE FROM member WHERE grp = ? AND host_id = ? AND stream = ?", "bsb", g->uuid,
+		  m->host_id, none);
+	if (!ret && !sqlite3_changes(cat->db))
+		ret = why_set(why, EACCES, "group %s does not admit this host (any more)", g->name);
+	if (!ret)
+		ret = run(cat, why, NULL, "INSERT INTO member VALUES(?,?,?,?,0)", "bsbi", g->uuid, m->host_id,
+			  m->stream, m->joined_ns);
+	if (!ret)
+		ret = run(cat, why, NULL, "UPDATE grp SET epoch = ? WHERE uuid = ?", "ib", g->epoch, g->uuid);
+	if (!ret)
+		ret = run(cat, why, NULL, "COMMIT", "");
+	if (ret)
+		run(cat, NULL, NULL, "ROLLBACK", "");
+	return ret;
+}
+
+int catalog_member_leave(struct catalog *cat, const struct catalog_group *g, const char *host_id, struct why *why)
+{
+	int ret = run(cat, why, NULL, "BEGIN IMMEDIATE", "");
+
+	if (ret)
+		return ret;
+	ret = run(cat, why, NULL, "UPDATE member SET gone = ? WHERE grp = ? AND host_id = ? AND gone = 0", "ibs",
+		  now_real_ns(), g->uuid, host_id);
+	if (!ret)
+		ret = run(cat, why, NULL, "UPDATE grp SET epoch = ? WHERE uuid = ?", "ib", g->epoch, g->uuid);
+	if (!ret)
+		ret = run(cat, why, NULL, "COMMIT", "");
+	if (ret)
+		run(cat, NULL, NULL, "ROLLBACK", "");
+	return ret;
 }
 
 void catalog_audit(struct catalog *cat, const char *who, const char *what, const char *detail)

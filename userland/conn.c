@@ -60,7 +60,7 @@ struct conn {
 	struct addrinfo *addrs, *addr;	/* dialing: all, and the one being tried */
 
 	struct loop_op connect_op, recv_op, send_op, timer_op;
-	uint64_t born, last_sent, last_received, bytes_sent;
+	uint64_t born, last_sent, last_received, bytes_sent, ping_ns, silence_ns;
 
 	uint8_t *rx;			/* RECV_BYTES of ciphertext */
 	size_t rx_pos, rx_len;
@@ -544,9 +544,9 @@ static void on_tick(struct loop_op *op, int res, unsigned int flags)
 	}
 	if (!c->up && now - c->born > HANDSHAKE_NS)
 		fail(c, -ETIMEDOUT, "no answer within %d s", (int)(HANDSHAKE_NS / 1000000000));
-	else if (c->up && !c->paused && now - c->last_received > SILENCE_NS)
-		fail(c, -ETIMEDOUT, "the peer has been silent for %d s", (int)(SILENCE_NS / 1000000000));
-	else if (c->up && now - c->last_sent > PING_NS)
+	else if (c->up && !c->paused && now - c->last_received > c->silence_ns)
+		fail(c, -ETIMEDOUT, "the peer has been silent for %d s", (int)(c->silence_ns / 1000000000));
+	else if (c->up && now - c->last_sent > c->ping_ns)
 		conn_send(c, MSG_PING, NULL, 0);
 	if (c->err)
 		finish(c);
@@ -572,6 +572,8 @@ static struct conn *conn_create(struct loop *l, SSL_CTX *ctx, int fd, const stru
 	c->send_op.done = on_sent;
 	c->timer_op.done = on_tick;
 	c->born = c->last_sent = c->last_received = now_ns();
+	c->ping_ns = PING_NS;
+	c->silence_ns = SILENCE_NS;
 	c->rx = malloc(RECV_BYTES);
 	c->body = aligned_alloc(64, BODY_FIRST);
 	c->body_room = BODY_FIRST;
@@ -696,4 +698,21 @@ SSL *conn_ssl(struct conn *c)
 uint64_t conn_bytes_sent(const struct conn *c)
 {
 	return c->bytes_sent;
+}
+
+void conn_silence(struct conn *c, uint64_t ns)
+{
+	c->silence_ns = ns;
+	c->ping_ns = ns / 4;
+}
+
+int conn_local_address(const struct conn *c, char out[64])
+{
+	struct sockaddr_storage sa = { 0 };
+	socklen_t n = sizeof(sa);
+
+	if (c->fd < 0 || getsockname(c->fd, (struct sockaddr *)&sa, &n) < 0 ||
+	    getnameinfo((struct sockaddr *)&sa, n, out, 64, NULL, 0, NI_NUMERICHOST))
+		return -ENOTCONN;
+	return 0;
 }

@@ -30,7 +30,7 @@
 
 #include "source.h"
 
-#define SHARE_BYTES	(8u << 20)	/* of ring, that one group may take in a turn */
+#define SHARE_BYTES	(1u << 20)	/* of ring, that one group may take in a turn: others' marks wait for its end */
 #define IDLE_ROUNDS	2		/* timer rounds with nothing to read before the long sleep */
 #define NS_PER_S	1000000000ull
 #define SEQ_BEHIND	"%s has later sequence numbers than the kernel's group: delete that group " \
@@ -504,6 +504,7 @@ int flow_attach(struct group *g, struct why *why)
 		return r;
 	note_seq(g);
 	detour_attached(g);
+	peers_group_reads(g);
 	flow_kick(g);
 	return 0;
 }
@@ -520,6 +521,7 @@ void flow_detach(struct group *g, void (*closed)(void *arg), void *arg)
 	g->compare = NULL;
 	g->source = NULL;
 	g->told_seq = 0;
+	peers_group_reads(g);
 	g->retry_ns = now_ns() + NS_PER_S;
 	if (s)
 		source_close(s, closed, arg);

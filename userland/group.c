@@ -58,11 +58,13 @@ int group_save(struct group *g, struct why *why)
 	hex_encode(g->pack.group, ASR_UUID_BYTES, uuid);
 	hex_encode(g->pack.stream, ASR_UUID_BYTES, stream);
 	return write_json(g, "group.json",
-			  json_pack("{s:s, s:s, s:s, s:I, s:I, s:i, s:b, s:O, s:I, s:b}", "name", g->name, "uuid", uuid,
+			  json_pack("{s:s, s:s, s:s, s:I, s:I, s:i, s:b, s:O, s:I, s:b, s:b, s:O*}", "name", g->name,
+				    "uuid", uuid,
 				    "stream", stream, "generation", (json_int_t)g->pack.generation,
 				    "ring_bytes", (json_int_t)g->ring_bytes, "compression", g->pack.level,
 				    "pending", g->pending, "recipients", g->recipients,
-				    "resync_limit", (json_int_t)g->resync_limit, "paused", g->paused), why);
+				    "resync_limit", (json_int_t)g->resync_limit, "paused", g->paused,
+				    "joined", g->joined, "members", g->members), why);
 }
 
 int group_save_state(struct group *g, struct why *why)
@@ -122,15 +124,16 @@ static int load_fields(struct group *g, struct why *why)
 	cleanup_json state = NULL;
 	const char *uuid, *stream;
 	json_int_t generation, ring, first = 0, last = 0, durable = 0, limit = 0, from = 0;
-	int pending, consistent = 0, paused = 0, spooling = 0, over = 0, r;
+	int pending, consistent = 0, paused = 0, spooling = 0, over = 0, joined = 0, r;
 
 	r = read_json(g->d, g->name, "group.json", &root, why);
 	if (r)
 		return r;
-	if (json_unpack(root, "{s:s, s:s, s:I, s:I, s:i, s:b, s:O, s?I, s?b}", "uuid", &uuid, "stream", &stream,
-			"generation", &generation, "ring_bytes", &ring, "compression", &g->pack.level,
+	if (json_unpack(root, "{s:s, s:s, s:I, s:I, s:i, s:b, s:O, s?I, s?b, s?b, s?O}", "uuid", &uuid, "stream",
+			&stream, "generation", &generation, "ring_bytes", &ring, "compression", &g->pack.level,
 			"pending", &pending, "recipients", &g->recipients,
-			"resync_limit", &limit, "paused", &paused) || limit < 0 ||
+			"resync_limit", &limit, "paused", &paused, "joined", &joined, "members", &g->members) ||
+	    limit < 0 ||
 	    hex_decode(uuid, g->pack.group, ASR_UUID_BYTES) ||
 	    hex_decode(stream, g->pack.stream, ASR_UUID_BYTES))
 		return why_set(why, EINVAL, "group.json of %s is not whole", g->name);
@@ -138,6 +141,7 @@ static int load_fields(struct group *g, struct why *why)
 	g->ring_bytes = (uint64_t)ring;
 	g->pending = pending;
 	g->paused = paused;
+	g->joined = joined;
 	g->resync_limit = (uint64_t)limit;
 	r = read_json(g->d, g->name, "state.json", &state, why);
 	if (r)
@@ -160,6 +164,8 @@ static int load_fields(struct group *g, struct why *why)
 
 static void free_group(struct group *g)
 {
+	marks_destroy(g->marks);
+	json_decref(g->members);
 	json_decref(g->recipients);
 	json_decref(g->lost);
 	json_decref(g->half);
@@ -211,6 +217,8 @@ static void load(struct asrd *d, const char *name)
 		r = load_key(g, &why);
 	if (!r)
 		r = detour_open(g);
+	if (!r)
+		r = peers_group_begin(g);
 	if (r) {
 		log_err("group %s is left out: %s", name, why.text[0] ? why.text : strerror(-r));
 		if (g)
@@ -296,6 +304,7 @@ void group_drop(struct group *g)
 	if (!spool_refused(g->spool, NULL))
 		spool_discard(g->spool, NULL);
 	ship_forget(g->d->ship, g);
+	peers_group_end(g);
 	flow_detach(g, dropped, g);
 }
 
@@ -314,20 +323,22 @@ static int write_all(struct group *g, struct why *why)
 	return r ? r : group_save(g, why);	/* last: a folder with a group.json is whole */
 }
 
-int group_make(struct asrd *d, const char *name, uint64_t ring_bytes, json_t *recipients,
-	       int compression, struct group **out, struct why *why)
+int group_make(struct asrd *d, const struct group_new *n, struct group **out, struct why *why)
 {
-	struct group *g = new_group(d, name);
+	struct group *g = new_group(d, n->name);
 	int r;
 
 	if (!g)
 		return -ENOMEM;
-	g->recipients = json_incref(recipients);
-	g->ring_bytes = ring_bytes;
-	g->pack.level = compression;
-	g->pack.generation = 1;
+	g->recipients = json_incref(n->recipients);
+	g->ring_bytes = n->ring_bytes;
+	g->pack.level = n->compression;
+	g->pack.generation = n->generation;
 	g->pending = true;
-	r = seal_random(g->pack.group, ASR_UUID_BYTES);
+	g->joined = n->uuid;
+	if (n->uuid)
+		memcpy(g->pack.group, n->uuid, ASR_UUID_BYTES);
+	r = n->uuid ? 0 : seal_random(g->pack.group, ASR_UUID_BYTES);
 	if (!r)
 		r = seal_random(g->pack.stream, ASR_UUID_BYTES);
 	if (!r)
@@ -335,11 +346,14 @@ int group_make(struct asrd *d, const char *name, uint64_t ring_bytes, json_t *re
 	if (!r)
 		r = detour_open(g);
 	if (!r)
+		r = peers_group_begin(g);
+	if (!r)
 		r = write_all(g, why);
 	if (!r)
 		r = flow_attach(g, why);
 	if (r) {
-		remove_files(d, name);
+		remove_files(d, n->name);
+		peers_group_end(g);
 		dropped(g);
 		return r;
 	}
@@ -449,7 +463,7 @@ int group_register(struct group *g, ship_done *done, void *arg, struct why *why)
 		return r;
 	hex_encode(g->pack.group, ASR_UUID_BYTES, uuid);
 	hex_encode(g->pack.stream, ASR_UUID_BYTES, stream);
-	r = ship_call(g->d->ship, "group.create",
+	r = ship_call(g->d->ship, g->joined ? "group.join" : "group.create",
 		      json_pack("{s:s, s:s, s:s, s:s, s:O}", "group", uuid, "name", g->name, "stream", stream,
 				"wrapped_key", wrapped, "recipients", lines), done, arg);
 	return r ? why_set(why, -r, "the vault is not connected") : 0;

@@ -8,7 +8,7 @@
  * scanned. Nothing is written, no daemon is asked and none is disturbed: a
  * tail that is sealed meanwhile is found under its new name.
  *
- *   DIR/groups/<uuid>/group.json wrapped.key segments/<stream>-<frame no>.seg
+ *   DIR/groups/<uuid>/group.json wrapped-<stream>.key segments/<stream>-<frame no>.seg
  *
  * Invariants: the segments of a stream follow each other without a gap, in
  * number, frame number and chain; where they do not, opening fails and names
@@ -531,11 +531,89 @@ int index_frame_read(struct index *ix, struct index_seg *seg, uint32_t frame, ui
 	return 0;
 }
 
-int index_wrapped_key(struct index *ix, uint8_t **der, size_t *bytes, struct why *why)
+int index_wrapped_key(struct index *ix, size_t stream, uint8_t **der, size_t *bytes, struct why *why)
 {
-	cleanup_free char *path = NULL;
+	cleanup_free char *path = NULL, *old = NULL;
+	char hex[33];
 
-	if (asprintf(&path, "%s/wrapped.key", ix->dir) < 0)
+	hex_encode(ix->streams[stream].uuid, ASR_UUID_BYTES, hex);
+	if (asprintf(&path, "%s/wrapped-%s.key", ix->dir, hex) < 0 || asprintf(&old, "%s/wrapped.key", ix->dir) < 0)
 		return why_set(why, ENOMEM, "out of memory");
-	return file_read(path, WRAPPED_KEY_MAX, (char **)der, bytes, why);
+	/* wrapped.key: of a group that was made before each stream had a key of its own */
+	return file_read(access(path, F_OK) && !access(old, F_OK) ? old : path, WRAPPED_KEY_MAX, (char **)der, bytes,
+			 why);
+}
+
+/* ------------------------------------------------------------------ members */
+
+static const json_t *member_of(const struct index *ix, size_t stream)
+{
+	const json_t *m;
+	char hex[33];
+	size_t i;
+
+	hex_encode(ix->streams[stream].uuid, ASR_UUID_BYTES, hex);
+	json_array_foreach(json_object_get(ix->group, "members"), i, m)
+		if (!strcmp(text_of(m, "stream"), hex))
+			return m;
+	return NULL;
+}
+
+const char *index_host(const struct index *ix, size_t stream)
+{
+	const json_t *m = member_of(ix, stream);
+	const char *name = m ? text_of(m, "name") : "";
+
+	return m && !*name ? text_of(m, "host") : name;
+}
+
+bool index_is_member(const struct index *ix, size_t stream)
+{
+	const json_t *m = member_of(ix, stream);
+
+	return !m || json_is_null(json_object_get(m, "left"));
+}
+
+static bool has_stream(const json_t *streams, const uint8_t *uuid)
+{
+	const json_t *s;
+	char hex[33];
+	size_t i;
+
+	hex_encode(uuid, ASR_UUID_BYTES, hex);
+	json_array_foreach(streams, i, s)
+		if (json_is_string(s) && !strcmp(json_string_value(s), hex))
+			return true;
+	return false;
+}
+
+size_t index_epoch(const struct index *ix, uint64_t epoch, bool *in)
+{
+	const json_t *e, *streams;
+	size_t i, n = 0;
+
+	memset(in, 0, ix->count * sizeof(*in));
+	json_array_foreach(json_object_get(ix->group, "epochs"), i, e) {
+		if ((uint64_t)json_integer_value(json_object_get(e, "epoch")) != epoch)
+			continue;
+		streams = json_object_get(e, "streams");
+		for (size_t k = 0; k < ix->count; k++) {
+			in[k] = has_stream(streams, ix->streams[k].uuid);
+			n += in[k];
+		}
+		return n == json_array_size(streams) ? n : 0;
+	}
+	return 0;
+}
+
+uint64_t index_epoch_at(const struct index *ix, uint64_t time_ns)
+{
+	const json_t *epochs = json_object_get(ix->group, "epochs"), *e;
+	uint64_t begun, found = 1;
+	size_t i;
+
+	json_array_foreach(epochs, i, e)
+		if (!time_parse(text_of(e, "begun"), &begun) && begun <= time_ns)
+			found = (uint64_t)json_integer_value(json_object_get(e, "epoch"));
+	return found;
 }

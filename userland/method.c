@@ -21,24 +21,6 @@
 
 #include "source.h"
 
-#define RECIPIENTS_MAX	16
-
-/* A method under way at the vault */
-struct pending {
-	struct control_call *call;
-	struct asrd *d;
-	struct group *g;
-};
-
-static struct pending *pending_new(struct control_call *call, struct asrd *d, struct group *g)
-{
-	struct pending *p = malloc(sizeof(*p));
-
-	if (p)
-		*p = (struct pending){ call, d, g };
-	return p;
-}
-
 static int group_info(const struct group *g, struct asr_group_info *info)
 {
 	memset(info, 0, sizeof(*info));
@@ -48,8 +30,7 @@ static int group_info(const struct group *g, struct asr_group_info *info)
 	return g->d->ring_file ? -ENODEV : source_control(g->d->device, ASR_IOC_GROUP_INFO, info, NULL);
 }
 
-/* The group that a parameter names; NULL: the error has been sent */
-static struct group *named(struct control_call *call, json_t *parameters, const char *key, struct asrd *d)
+struct group *method_group(struct control_call *call, json_t *parameters, const char *key, struct asrd *d)
 {
 	const char *name = json_string_value(json_object_get(parameters, key));
 	struct group *g = name ? group_find(d, name) : NULL;
@@ -61,127 +42,14 @@ static struct group *named(struct control_call *call, json_t *parameters, const 
 	return g;
 }
 
-/* ------------------------------------------------------------- group.* */
-
-static void created(int err, json_t *reply, const struct why *why, void *arg)
+unsigned int method_active_disks(struct group *g)
 {
-	struct pending *p = arg;
-	char uuid[2 * ASR_UUID_BYTES + 1];
-	struct why disk = { "" };
-
-	p->g->asked = false;
-	if (err == -EPIPE) {
-		/* the vault may have it, and its name: it stays pending and is told again */
-		control_error(p->call, "the connection broke before the vault answered: %s. Group %s is kept and "
-			      "confirmed when the vault is back; asrctl group delete takes it away", why->text,
-			      p->g->name);
-	} else if (err) {
-		control_error(p->call, "group %s was not made: the vault says %s", p->g->name, why->text);
-		group_drop(p->g);
-	} else if (group_confirm(p->g, &disk)) {
-		control_error(p->call, "group %s is made, but its file was not written: %s", p->g->name, disk.text);
-	} else {
-		hex_encode(p->g->pack.group, ASR_UUID_BYTES, uuid);
-		log_info("group %s: made, uuid %s", p->g->name, uuid);
-		control_reply(p->call, json_pack("{s:s, s:s}", "name", p->g->name, "uuid", uuid), false);
-	}
-	free(p);
-}
-
-static int check_create(struct asrd *d, const char *name, uint64_t *ring, json_t *recipients, int level,
-			struct why *why)
-{
-	char line[512];
-	int r = name_check("group", name, why);
-
-	if (r)
-		return r;
-	if (group_find(d, name))
-		return why_set(why, EEXIST, "there is a group %s already", name);
-	if (d->ring_file && d->groups)
-		return why_set(why, EEXIST, "a ring file serves one group, and %s has it", d->groups->name);
-	if (!*ring)
-		*ring = ASR_RING_DEFAULT;
-	if (*ring < ASR_RING_MIN || *ring > ASR_RING_MAX || (*ring & (*ring - 1)))
-		return why_set(why, EINVAL, "a ring of %llu bytes: a power of two from 1 MiB to 4 GiB is right",
-			       (unsigned long long)*ring);
-	if (level < 0 || level > 19)
-		return why_set(why, EINVAL, "compression %d: 0 (off) to 19 is right", level);
-	if (!json_array_size(recipients) || json_array_size(recipients) > RECIPIENTS_MAX)
-		return why_set(why, EINVAL, "%zu recipients: 1 to %d certificates are needed, or nobody could restore",
-			       json_array_size(recipients), RECIPIENTS_MAX);
-	for (size_t i = 0; i < json_array_size(recipients) && !r; i++) {
-		const char *pem = json_string_value(json_array_get(recipients, i));
-
-		r = pem ? seal_cert_describe(pem, line, sizeof(line), why) :
-			  why_set(why, EINVAL, "recipient %zu is not PEM text", i + 1);
-	}
-	if (!r && !ship_is_up(d->ship)) {
-		cleanup_json s = ship_status(d->ship);
-
-		r = why_set(why, ENOTCONN, "a new group needs the vault, which is not connected: %s",
-			    json_string_value(json_object_get(s, "last_error")));
-	}
-	return r;
-}
-
-static void group_create(struct control_call *call, json_t *parameters, struct asrd *d)
-{
-	const char *name = NULL;
-	json_t *recipients = NULL;
-	json_int_t ring = 0;
-	int level = -1, r;
-	struct why why = { "" };
-	struct group *g;
-	uint64_t bytes;
-	struct pending *p;
-
-	if (json_unpack(parameters, "{s:s, s?I, s:o, s?i}", "name", &name, "ring_bytes", &ring, "recipients",
-			&recipients, "compression", &level) || ring < 0) {
-		control_error(call, "wrong parameters: name, recipients (PEM texts), and if wanted "
-			      "ring_bytes, compression");
-		return;
-	}
-	bytes = (uint64_t)ring;
-	if (level == -1)
-		level = d->compression;
-	r = check_create(d, name, &bytes, recipients, level, &why);
-	if (!r)
-		r = group_make(d, name, bytes, recipients, level, &g, &why);
-	if (r) {
-		control_error(call, "%s", why.text[0] ? why.text : strerror(-r));
-		return;
-	}
-	p = pending_new(call, d, g);
-	r = p ? group_register(g, created, p, &why) : -ENOMEM;
-	g->asked = !r;
-	if (r) {
-		control_error(call, "%s", why.text[0] ? why.text : strerror(-r));
-		group_drop(g);
-		free(p);
-	}
-}
-
-static void deleted(int err, json_t *reply, const struct why *why, void *arg)
-{
-	struct pending *p = arg;
-
-	p->g->asked = false;
-	if (err && strncmp(why->text, "unknown-group", 13)) {
-		control_error(p->call, "the vault did not let group %s go: %s", p->g->name, why->text);
-	} else {
-		log_info("group %s: deleted", p->g->name);
-		group_drop(p->g);
-		control_reply(p->call, json_object(), false);
-	}
-	free(p);
-}
-
-static unsigned int active_disks(struct group *g, const struct asr_group_info *info)
-{
+	struct asr_group_info info;
 	unsigned int n = 0;
 
-	for (uint32_t i = 0; g->source && i < info->disks; i++) {
+	if (group_info(g, &info))
+		return 0;
+	for (uint32_t i = 0; g->source && i < info.disks; i++) {
 		struct asr_disk_info disk = { .slot = i };
 
 		n += !source_ioctl(g->source, ASR_IOC_DISK_INFO, &disk) && disk.active;
@@ -189,39 +57,9 @@ static unsigned int active_disks(struct group *g, const struct asr_group_info *i
 	return n;
 }
 
-static void group_delete(struct control_call *call, json_t *parameters, struct asrd *d)
-{
-	struct group *g = named(call, parameters, "name", d);
-	char uuid[2 * ASR_UUID_BYTES + 1];
-	struct asr_group_info info;
-	struct pending *p;
-	unsigned int n;
-
-	if (!g)
-		return;
-	if (g->asked) {
-		control_error(call, "group %s is being made or deleted: the vault has not answered yet", g->name);
-		return;
-	}
-	n = group_info(g, &info) ? 0 : active_disks(g, &info);
-	if (n) {
-		control_error(call, "group %s protects %u disk%s: unprotect first (asrctl disk unprotect)", g->name, n,
-			      n > 1 ? "s" : "");
-		return;
-	}
-	hex_encode(g->pack.group, ASR_UUID_BYTES, uuid);
-	p = pending_new(call, d, g);
-	if (!p || ship_call(d->ship, "group.delete", json_pack("{s:s}", "group", uuid), deleted, p)) {
-		control_error(call, "the vault is not connected: it must learn that group %s ends", g->name);
-		free(p);
-		return;
-	}
-	g->asked = true;
-}
-
 static void group_mark(struct control_call *call, json_t *parameters, struct asrd *d)
 {
-	struct group *g = named(call, parameters, "group", d);
+	struct group *g = method_group(call, parameters, "group", d);
 	const char *name = json_string_value(json_object_get(parameters, "name"));
 	struct asr_mark mark = { .flags = 0 };
 	struct why why = { "" };
@@ -231,6 +69,10 @@ static void group_mark(struct control_call *call, json_t *parameters, struct asr
 		return;
 	if (!name || name_check("mark", name, &why)) {
 		control_error(call, "%s", name ? why.text : "parameter \"name\" is missing: the name of the mark");
+		return;
+	}
+	if (marks_wanted(g->marks)) {
+		peers_mark(g, name, call);
 		return;
 	}
 	snprintf(mark.name, sizeof(mark.name), "%s", name);
@@ -298,7 +140,7 @@ static json_t *status_of(const struct group *g)
 	json_object_set_new(s, "last_seq", json_integer((json_int_t)g->last_seq));
 	json_object_set_new(s, "durable_seq", json_integer((json_int_t)g->durable_seq));
 	json_object_set_new(s, "durable_time_ns", json_integer((json_int_t)g->durable_time_ns));
-	json_object_set_new(s, "disks", json_integer(known && g->source ? active_disks((struct group *)g, &info) : 0));
+	json_object_set_new(s, "disks", json_integer(method_active_disks((struct group *)(uintptr_t)g)));
 	json_object_set_new(s, "missing", watch_missing(g));
 	json_object_set_new(s, "overflows", json_integer((json_int_t)info.overflows));
 	json_object_set_new(s, "wakeups", json_integer((json_int_t)info.wakeups));
@@ -334,6 +176,7 @@ static json_t *describe(const struct group *g)
 	s = json_pack("{s:s, s:s, s:s, s:I, s:I, s:i, s:o}", "name", g->name, "uuid", uuid, "stream", stream,
 		      "generation", (json_int_t)g->pack.generation, "ring_bytes", (json_int_t)g->ring_bytes,
 		      "compression", g->pack.level, "recipients", lines);
+	json_object_set_new(s, "marks", peers_status(g));
 	json_object_set_new(s, "status", status_of(g));
 	return s;
 }
@@ -349,7 +192,7 @@ static void group_list(struct control_call *call, json_t *parameters, struct asr
 
 static void group_show(struct control_call *call, json_t *parameters, struct asrd *d)
 {
-	const struct group *g = named(call, parameters, "name", d);
+	const struct group *g = method_group(call, parameters, "name", d);
 
 	if (g)
 		control_reply(call, describe(g), false);
@@ -366,7 +209,7 @@ static json_t *describe_log(const struct asr_disk_info *k)
 
 static void spool_discard_call(struct control_call *call, json_t *parameters, struct asrd *d)
 {
-	struct group *g = named(call, parameters, "group", d);
+	struct group *g = method_group(call, parameters, "group", d);
 	struct why why = { "" };
 	int r = g ? detour_discard(g, &why) : 0;
 
@@ -402,7 +245,7 @@ static void list_disks(struct group *g, json_t *disks)
 /* How fast, from now on and after a restart; and with "all", every chunk of every disk again */
 static void group_resync(struct control_call *call, json_t *parameters, struct asrd *d)
 {
-	struct group *g = named(call, parameters, "name", d);
+	struct group *g = method_group(call, parameters, "name", d);
 	json_t *rate = json_object_get(parameters, "rate");
 	struct why why = { "" };
 
@@ -433,7 +276,7 @@ static void group_resync(struct control_call *call, json_t *parameters, struct a
 
 static void set_paused(struct control_call *call, json_t *parameters, struct asrd *d, bool paused)
 {
-	struct group *g = named(call, parameters, "name", d);
+	struct group *g = method_group(call, parameters, "name", d);
 	struct why why = { "" };
 
 	if (!g)
@@ -461,7 +304,7 @@ static void group_resume(struct control_call *call, json_t *parameters, struct a
 
 static void group_verify(struct control_call *call, json_t *parameters, struct asrd *d)
 {
-	struct group *g = named(call, parameters, "name", d);
+	struct group *g = method_group(call, parameters, "name", d);
 
 	if (g && !g->source)
 		control_error(call, "group %s is not attached to its ring: %s", g->name, g->trouble);
@@ -483,6 +326,7 @@ static void reload(struct control_call *call, json_t *parameters, struct asrd *d
 	struct why why = { "" };
 	int r = ship_reload(d->ship, &why);
 
+	peers_reload(d->peers);
 	if (r)
 		control_error(call, "%s", why.text[0] ? why.text : strerror(-r));
 	else
@@ -494,11 +338,15 @@ static const struct {
 	void (*fn)(struct control_call *call, json_t *parameters, struct asrd *d);
 } methods[] = {
 	{ "io.asr.Status",		status },
-	{ "io.asr.Group.Create",	group_create },
+	{ "io.asr.Group.Create",	member_create },
+	{ "io.asr.Group.Join",		member_join },
+	{ "io.asr.Group.Admit",		member_admit },
+	{ "io.asr.Group.Evict",		member_evict },
+	{ "io.asr.Group.Marks",		member_marks },
 	{ "io.asr.Group.List",		group_list },
 	{ "io.asr.Group.Show",		group_show },
 	{ "io.asr.Group.Mark",		group_mark },
-	{ "io.asr.Group.Delete",	group_delete },
+	{ "io.asr.Group.Delete",	member_delete },
 	{ "io.asr.Group.Resync",	group_resync },
 	{ "io.asr.Group.Pause",		group_pause },
 	{ "io.asr.Group.Resume",	group_resume },

@@ -393,28 +393,28 @@ static int resolve_name(struct resolver *r, const char *name, struct point *p)
 		       n ? known : "none");
 }
 
-/* The one stream that a point is in. Several hosts write several, cut by group marks. */
-static int stream_find(struct index *ix, struct index_stream **st, struct why *why)
+static int no_stream(const struct index *ix, struct why *why)
 {
-	if (!ix->count || !ix->streams[0].count)
-		return why_set(why, ESTALE, "nothing has arrived for group %s yet", ix->name);
-	if (ix->count > 1)
-		return why_set(why, EOPNOTSUPP, "group %s has %zu streams: points over several hosts are not "
-			       "supported yet", ix->name, ix->count);
-	*st = &ix->streams[0];
-	return 0;
+	return why_set(why, ESTALE, "nothing has arrived for group %s yet", ix->name);
 }
 
-int point_resolve(struct index *ix, const char *text, struct point *p, struct why *why)
+static int resolver_begin(struct index *ix, size_t stream, struct resolver *r, struct why *why)
 {
-	struct resolver r = { .ix = ix, .why = why };
-	int ret = stream_find(ix, &r.st, why);
+	*r = (struct resolver){ .ix = ix, .why = why };
+	if (stream >= ix->count || !ix->streams[stream].count)
+		return no_stream(ix, why);
+	r->st = &ix->streams[stream];
+	return spans_make(r->st, &r->spans) ? why_set(why, ENOMEM, "out of memory") : 0;
+}
+
+int point_in_stream(struct index *ix, size_t stream, const char *text, struct point *p, struct why *why)
+{
+	struct resolver r;
+	int ret = resolver_begin(ix, stream, &r, why);
 
 	memset(p, 0, sizeof(*p));
 	if (ret)
-		return ret;
-	if (spans_make(r.st, &r.spans))
-		ret = why_set(why, ENOMEM, "out of memory");
+		;
 	else if (strcmp(text, "latest") && strncmp(text, "seq:", 4) && strncmp(text, "time:", 5) &&
 		 strncmp(text, "name:", 5))
 		ret = why_set(why, EINVAL, "bad point \"%.60s\": use latest, seq:N, time:RFC3339 or name:X", text);
@@ -430,6 +430,35 @@ int point_resolve(struct index *ix, const char *text, struct point *p, struct wh
 		ret = resolve_name(&r, text + 5, p);
 	free(r.spans.span);
 	return ret;
+}
+
+int point_behind(struct index *ix, size_t stream, size_t seg, uint32_t event, struct point *p, struct why *why)
+{
+	const struct index_seg *s = &ix->streams[stream].segs[seg];
+	const struct seg_event *e = &s->table.events[event];
+	struct resolver r;
+	int ret = resolver_begin(ix, stream, &r, why);
+
+	memset(p, 0, sizeof(*p));
+	if (!ret)
+		ret = point_in(&r, (struct place){ s->hdr.first_frame_no + e->frame, e->record + 1u }, p);
+	snprintf(p->name, sizeof(p->name), "%s", e->name);
+	free(r.spans.span);
+	return ret;
+}
+
+int point_resolve(struct index *ix, const char *text, const char *disk, struct point *p, struct why *why)
+{
+	if (cut_wanted(ix))
+		return cut_resolve(ix, text, disk, p, why);
+	return point_in_stream(ix, 0, strncmp(text, "host:", 5) ? text : text + 5, p, why);
+}
+
+const char *point_disk_name(const char *disk)
+{
+	const char *slash = strchr(disk, '/');
+
+	return slash ? slash + 1 : disk;
 }
 
 /* ------------------------------------------------------------------- listing */
@@ -483,16 +512,14 @@ static int marks_make(const struct index_stream *st, struct point_list *list)
 
 int point_list_make(struct index *ix, struct point_list *list, struct why *why)
 {
-	struct index_stream *st;
+	struct index_stream *st = ix->streams;
 	struct spans s = { 0 };
-	int ret;
 
 	memset(list, 0, sizeof(*list));
 	if (!ix->count)
 		return 0;
-	ret = stream_find(ix, &st, why);
-	if (ret)
-		return ret;
+	if (!st->count)
+		return no_stream(ix, why);
 	list->intervals = spans_make(st, &s) ? NULL : calloc(s.count + 1, sizeof(*list->intervals));
 	if (!list->intervals || marks_make(st, list)) {
 		free(s.span);
@@ -564,7 +591,8 @@ static json_t *streams_json(const struct index *ix)
 		const struct index_stream *s = &ix->streams[i];
 
 		hex_encode(s->uuid, ASR_UUID_BYTES, hex);
-		json_array_append_new(list, json_pack("{s:s,s:I,s:I,s:o,s:b,s:b}", "stream", hex, "frames",
+		json_array_append_new(list, json_pack("{s:s,s:s,s:b,s:I,s:I,s:o,s:b,s:b}", "stream", hex, "host",
+			index_host(ix, i), "member", index_is_member(ix, i), "frames",
 			(json_int_t)s->state.next_frame_no - 1, "last_seq", (json_int_t)s->state.last_seq,
 			"last_time", time_json(s->state.last_time_ns), "consistent", s->state.consistent,
 			"torn", s->torn));
@@ -580,8 +608,9 @@ static json_t *disks_json(const struct index *ix)
 		for (uint32_t k = 0; k < ix->streams[i].state.disks; k++) {
 			const struct seg_disk *d = &ix->streams[i].state.disk[k];
 
-			json_array_append_new(list, json_pack("{s:s,s:I}", "name", d->name, "bytes",
-							      (json_int_t)d->sectors * 512));
+			json_array_append_new(list, json_pack("{s:s,s:I,s:s}", "name", d->name, "bytes",
+							      (json_int_t)d->sectors * 512, "host",
+							      index_host(ix, i)));
 		}
 	return list;
 }
@@ -589,10 +618,11 @@ static json_t *disks_json(const struct index *ix)
 json_t *point_list_json(struct index *ix, struct why *why)
 {
 	json_t *intervals = json_array(), *marks = json_array();
-	struct point_list list;
+	cleanup_json cuts = NULL;
+	struct point_list list = { .marks = NULL };
 	char hex[33];
 
-	if (point_list_make(ix, &list, why)) {
+	if (cut_wanted(ix) ? !(cuts = cut_list_json(ix, why)) : point_list_make(ix, &list, why) != 0) {
 		json_decref(intervals);
 		json_decref(marks);
 		return NULL;
@@ -615,6 +645,8 @@ json_t *point_list_json(struct index *ix, struct why *why)
 	}
 	point_list_free(&list);
 	hex_encode(ix->uuid, ASR_UUID_BYTES, hex);
-	return json_pack("{s:s,s:s,s:o,s:o,s:o,s:o}", "group", ix->name, "uuid", hex, "streams",
-			 streams_json(ix), "disks", disks_json(ix), "intervals", intervals, "marks", marks);
+	json_array_extend(marks, json_object_get(cuts, "marks"));
+	return json_pack("{s:s,s:s,s:o,s:o,s:o,s:o,s:O*}", "group", ix->name, "uuid", hex, "streams",
+			 streams_json(ix), "disks", disks_json(ix), "intervals", intervals, "marks", marks, "points",
+			 json_object_get(cuts, "points"));
 }

@@ -403,7 +403,7 @@ static int disk_find(struct restore *w)
 	if (ret)
 		return ret;
 	for (size_t i = 0; i < count; i++) {
-		if (!strcmp(disks[i].name, w->a->disk)) {
+		if (!strcmp(disks[i].name, point_disk_name(w->a->disk))) {
 			w->disk = disks[i];
 			return 0;
 		}
@@ -411,7 +411,7 @@ static int disk_find(struct restore *w)
 			n += (size_t)snprintf(names + n, sizeof(names) - n, "%s%s", n ? ", " : "", disks[i].name);
 	}
 	return why_set(w->why, ENOENT, "group %s had no disk \"%.64s\" at that point; it had: %s", w->ix->name,
-		       w->a->disk, n ? names : "none");
+		       point_disk_name(w->a->disk), n ? names : "none");
 }
 
 /* Slots are used again: nothing before the disk got its slot is the disk's */
@@ -447,7 +447,7 @@ static int key_open(struct restore *w)
 {
 	cleanup_free uint8_t *der = NULL;
 	size_t bytes;
-	int ret = index_wrapped_key(w->ix, &der, &bytes, w->why);
+	int ret = index_wrapped_key(w->ix, w->r->point.stream, &der, &bytes, w->why);
 
 	if (ret)
 		return ret;
@@ -581,7 +581,7 @@ int restore_disk(const struct restore_args *a, struct restore_result *r, struct 
 	if (!ret)
 		ret = index_open(a->vault_dir, a->group, &w.ix, why);
 	if (!ret)
-		ret = point_resolve(w.ix, a->point, &r->point, why);
+		ret = point_resolve(w.ix, a->point, a->disk, &r->point, why);
 	if (!ret)
 		ret = disk_find(&w);
 	if (!ret)

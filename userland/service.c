@@ -28,8 +28,6 @@
 
 #define CLIENTS_MAX	1024
 #define STREAMS_MAX	64	/* of one connection */
-#define WRAPPED_MAX	65536
-#define RECIPIENTS_MAX	64
 #define STRANGER_NS	30000000000ULL	/* to show a certificate, or to enrol */
 #define ASKS_MAX	(4 * STREAMS_MAX)	/* digest.map calls of one connection that wait */
 
@@ -38,7 +36,7 @@ struct client {
 	struct conn *conn;
 	char host_id[CATALOG_ID_BYTES];
 	char host[ASR_NAME_BYTES];
-	char address[INET6_ADDRSTRLEN];
+	char address[INET6_ADDRSTRLEN], peer_address[300];
 	uint64_t since_ns, born_ns, frames, bytes;
 	bool hello, closing, asked;	/* asked: to be enrolled */
 	struct slot {
@@ -110,145 +108,6 @@ static const char *text_of(const json_t *p, const char *key)
 	return s ? s : "";
 }
 
-static int uuid_of(const json_t *p, const char *key, uint8_t out[ASR_UUID_BYTES], struct why *why)
-{
-	if (!hex_decode(text_of(p, key), out, ASR_UUID_BYTES))
-		return 0;
-	return why_set(why, EINVAL, "\"%s\" must be 32 hex digits", key);
-}
-
-static int base64_digit(char ch)
-{
-	static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-	const char *p = ch ? strchr(digits, ch) : NULL;
-
-	return p ? (int)(p - digits) : -1;
-}
-
-/* -EINVAL: not base64, empty, or more than room */
-static int base64_decode(const char *text, uint8_t *out, size_t room, size_t *bytes)
-{
-	uint32_t bits = 0;
-	int have = 0, d;
-	size_t n = 0;
-
-	for (; *text && *text != '='; text++) {
-		d = base64_digit(*text);
-		if (d < 0)
-			return -EINVAL;
-		bits = bits << 6 | (uint32_t)d;
-		have += 6;
-		if (have >= 8) {
-			if (n == room)
-				return -EINVAL;
-			have -= 8;
-			out[n++] = (uint8_t)(bits >> have);
-		}
-	}
-	*bytes = n;
-	return n && !text[strspn(text, "=")] ? 0 : -EINVAL;
-}
-
-/* ------------------------------------------------------------------- groups */
-
-static bool recipients_ok(const json_t *list)
-{
-	const json_t *v;
-	size_t i;
-
-	if (!json_is_array(list) || !json_array_size(list) || json_array_size(list) > RECIPIENTS_MAX)
-		return false;
-	json_array_foreach(list, i, v)
-		if (!json_is_string(v))
-			return false;
-	return true;
-}
-
-static int group_parameters(struct client *c, json_t *p, struct catalog_group *g, uint8_t *wrapped,
-			    size_t *bytes, struct why *why)
-{
-	int ret = uuid_of(p, "group", g->uuid, why);
-
-	if (!ret)
-		ret = uuid_of(p, "stream", g->stream, why);
-	if (!ret)
-		ret = name_check("group", text_of(p, "name"), why);
-	if (ret)
-		return ret;
-	snprintf(g->name, sizeof(g->name), "%s", text_of(p, "name"));
-	snprintf(g->host_id, sizeof(g->host_id), "%s", c->host_id);
-	g->generation = 1;
-	g->created_ns = now_real_ns();
-	if (base64_decode(text_of(p, "wrapped_key"), wrapped, WRAPPED_MAX, bytes))
-		return why_set(why, EINVAL, "\"wrapped_key\" must be base64");
-	if (!recipients_ok(json_object_get(p, "recipients")))
-		return why_set(why, EINVAL, "\"recipients\" must be 1 to %d lines of text", RECIPIENTS_MAX);
-	return 0;
-}
-
-static void group_create(struct client *c, json_int_t id, json_t *p)
-{
-	cleanup_free uint8_t *wrapped = malloc(WRAPPED_MAX);
-	struct catalog_group g = { 0 }, old;
-	struct why why = { "out of memory" };
-	bool added = false;
-	size_t bytes = 0;
-	int ret;
-
-	if (!wrapped || group_parameters(c, p, &g, wrapped, &bytes, &why)) {
-		reply_error(c, id, "bad-parameter", why.text);
-		return;
-	}
-	ret = catalog_group_get(c->sv->a.cat, g.uuid, &old, &why);
-	if (!ret && (strcmp(old.host_id, c->host_id) || old.deleted_ns)) {
-		reply_error(c, id, "not-allowed", "that group is another host's, or was deleted");
-		return;
-	}
-	if (!ret && (strcmp(old.name, g.name) || memcmp(old.stream, g.stream, ASR_UUID_BYTES))) {
-		reply_error(c, id, "bad-parameter", "that group exists under another name or stream");
-		return;
-	}
-	if (ret == -ENOENT) {
-		ret = catalog_group_add(c->sv->a.cat, &g, &why);
-		if (ret) {
-			reply_error(c, id, ret == -EEXIST ? "name-taken" : "vault-failed", why.text);
-			return;
-		}
-		added = true;
-	}
-	if (!ret)
-		ret = folder_make(c->sv->a.dir, &g, wrapped, bytes, json_object_get(p, "recipients"), &why);
-	if (ret) {
-		if (added)
-			catalog_group_delete(c->sv->a.cat, g.uuid, NULL);
-		reply_error(c, id, "vault-failed", why.text);
-		return;
-	}
-	log_info("host %s: group %s", c->host, g.name);
-	catalog_audit(c->sv->a.cat, c->host_id, "group.create", g.name);
-	reply(c, id, NULL);
-}
-
-/* The group that a call names, if it is this host's */
-static int own_group(struct client *c, json_int_t id, json_t *p, struct catalog_group *g)
-{
-	uint8_t uuid[ASR_UUID_BYTES];
-	struct why why;
-	int ret = uuid_of(p, "group", uuid, &why);
-
-	if (ret) {
-		reply_error(c, id, "bad-parameter", why.text);
-		return ret;
-	}
-	ret = catalog_group_get(c->sv->a.cat, uuid, g, &why);
-	if (!ret && strcmp(g->host_id, c->host_id))
-		ret = why_set(&why, EACCES, "that group is another host's");
-	if (ret)
-		reply_error(c, id, ret == -EACCES ? "not-allowed" : ret == -ENOENT ? "unknown-group" :
-			    "vault-failed", why.text);
-	return ret;
-}
-
 static struct slot *slot_of(struct client *c, const uint8_t *uuid)
 {
 	for (int i = 0; i < STREAMS_MAX; i++)
@@ -276,27 +135,60 @@ static void slot_close(struct client *c, struct slot *s)
 	s->waits = -1;
 }
 
-static void group_delete(struct client *c, json_int_t id, json_t *p)
+static struct groupcall groupcall_of(const struct client *c)
 {
-	struct catalog_group g;
-	struct slot *s;
-	struct why why;
+	return (struct groupcall){ c->sv->a.cat, c->sv->a.dir, c->host_id };
+}
 
-	if (own_group(c, id, p, &g))
-		return;
-	if (g.deleted_ns) {	/* the answer was lost, the host asks once more */
-		reply(c, id, NULL);
+/* Who is connected, and where their peers reach them */
+static void add_addresses(const struct service *sv, json_t *members)
+{
+	json_t *m;
+	size_t i;
+
+	json_array_foreach(members, i, m) {
+		const struct client *c = sv->clients;
+
+		while (c && (c->closing || strcmp(c->host_id, text_of(m, "host_id"))))
+			c = c->next;
+		json_object_set_new(m, "connected", json_boolean(c));
+		if (c && *c->peer_address)
+			json_object_set_new(m, "address", json_string(c->peer_address));
+	}
+}
+
+/* A host is no longer in a group: a frame of it is one of a stream that is not open */
+static void group_close(struct service *sv, const char *host_id, const uint8_t *group)
+{
+	for (struct client *c = sv->clients; c; c = c->next)
+		for (int i = 0; i < STREAMS_MAX && !strcmp(c->host_id, host_id); i++)
+			if (c->slot[i].stream && !memcmp(c->slot[i].group, group, ASR_UUID_BYTES))
+				slot_close(c, &c->slot[i]);
+}
+
+static void group_call(struct client *c, json_int_t id, const char *method, json_t *p)
+{
+	const struct groupcall gc = groupcall_of(c);
+	const char *code = "vault-failed", *address = text_of(p, "address");
+	uint8_t group[ASR_UUID_BYTES];
+	struct why why = { "out of memory" };
+	json_t *answer;
+
+	answer = groupcall(&gc, method, p, &code, &why);
+	if (!answer) {
+		reply_error(c, id, code, why.text);
 		return;
 	}
-	if (folder_delete(c->sv->a.dir, g.uuid, &why) || catalog_group_delete(c->sv->a.cat, g.uuid, &why)) {
-		reply_error(c, id, "vault-failed", why.text);
-		return;
+	if (!strcmp(method, "group.members")) {
+		if (*address && strlen(address) < sizeof(c->peer_address))
+			snprintf(c->peer_address, sizeof(c->peer_address), "%s", address);
+		add_addresses(c->sv, json_object_get(answer, "members"));
 	}
-	s = slot_of(c, g.stream);
-	if (s)
-		slot_close(c, s);
-	catalog_audit(c->sv->a.cat, c->host_id, "group.delete", g.name);
-	reply(c, id, NULL);
+	if (!strcmp(method, "group.delete") && !hex_decode(text_of(p, "group"), group, sizeof(group)))
+		group_close(c->sv, c->host_id, group);
+	if (!strcmp(method, "group.evict") && !hex_decode(text_of(p, "group"), group, sizeof(group)))
+		group_close(c->sv, text_of(answer, "host_id"), group);
+	reply(c, id, answer);
 }
 
 /* ------------------------------------------------------------------ streams */
@@ -377,24 +269,15 @@ static void slot_open(struct client *c, struct slot *s)
 
 static void stream_open(struct client *c, json_int_t id, json_t *p)
 {
-	json_int_t generation = json_integer_value(json_object_get(p, "generation"));
-	struct catalog_group g;
+	const struct groupcall gc = groupcall_of(c);
+	const char *code = "vault-failed";
 	uint8_t uuid[ASR_UUID_BYTES];
+	struct catalog_group g;
 	struct slot *s = NULL;
+	struct why why;
 
-	if (own_group(c, id, p, &g))
-		return;
-	if (g.deleted_ns) {
-		reply_error(c, id, "not-allowed", "that group was deleted: its history is kept, it takes no more");
-		return;
-	}
-	if (uuid_of(p, "stream", uuid, NULL) || memcmp(uuid, g.stream, ASR_UUID_BYTES)) {
-		reply_error(c, id, "not-allowed", "that stream is not the group's");
-		return;
-	}
-	if (generation < 1 || (uint64_t)generation != g.generation) {
-		reply_error(c, id, (uint64_t)generation < g.generation ? "fenced" : "bad-parameter",
-			    "the group is in another generation: it has been failed over");
+	if (groupcall_stream(&gc, p, &g, uuid, &code, &why)) {
+		reply_error(c, id, code, why.text);
 		return;
 	}
 	take_over(c, g.uuid, uuid);
@@ -544,8 +427,6 @@ static const struct method {
 	void (*fn)(struct client *c, json_int_t id, json_t *parameters);
 } methods[] = {
 	{ "stream.open", stream_open },
-	{ "group.create", group_create },
-	{ "group.delete", group_delete },
 	{ "digest.map", digest_map },
 };
 
@@ -595,7 +476,7 @@ static void on_call(struct client *c, json_t *root)
 			methods[i].fn(c, id, p);
 			return;
 		}
-	reply_error(c, id, "unknown-method", method);
+	group_call(c, id, method, p);
 }
 
 static void on_hello(struct client *c, const json_t *root)

@@ -410,6 +410,11 @@ json_t *ship_status(const struct ship *s)
 			 time_format(s->since_ns, since), "last_error", s->last_error);
 }
 
+int ship_local_address(const struct ship *s, char out[64])
+{
+	return s->up ? conn_local_address(s->conn, out) : -ENOTCONN;
+}
+
 uint64_t ship_bytes(const struct ship *s)
 {
 	return s->bytes_before + (s->conn ? conn_bytes_sent(s->conn) : 0);

@@ -15,6 +15,7 @@
 #define ASR_SOURCE_H
 
 #include "asr.h"
+#include "marks.h"
 
 /* ------------------------------------------------------------- source.c */
 
@@ -177,6 +178,7 @@ void ship_break(struct ship *s, const char *why);
 void ship_forget(struct ship *s, void *arg);
 json_t *ship_status(const struct ship *s);	/* {address, connected, since, last_error} */
 uint64_t ship_bytes(const struct ship *s);
+int ship_local_address(const struct ship *s, char out[64]);	/* this end, as a number; -ENOTCONN */
 
 /* ------------------------------------------------------------ compare.c */
 
@@ -434,6 +436,7 @@ struct asrd {
 	struct loop *loop;
 	struct ship *ship;
 	struct pack_room *room;
+	struct peers *peers;
 	const char *state_dir;
 	const char *device;		/* NULL: /dev/dm-asr */
 	const char *ring_file;		/* instead of the kernel */
@@ -467,6 +470,17 @@ struct group {
 	uint64_t resync_limit;		/* bytes a second, 0: none */
 	bool paused;			/* its resync */
 	bool pending;			/* the vault has not confirmed it yet */
+	bool joined;			/* it was made on another host */
+	json_t *members;		/* group.members, as it was answered last; NULL: never */
+	struct marks *marks;
+	struct marks_timer *timer;	/* peers.c */
+	uint64_t members_ns;		/* now_ns clock: ask the vault again then */
+	bool members_asked;
+	struct wait {			/* calls for marks that are under way */
+		struct wait *next;
+		struct control_call *call;	/* NULL: who called has gone */
+		char name[ASR_NAME_BYTES];
+	} *waits;
 	bool asked;			/* Create or Delete waits for the vault's answer */
 	uint8_t *key;			/* secret_alloc */
 	struct pack pack;		/* group, stream, generation, level, and the session */
@@ -578,8 +592,14 @@ int group_load_all(struct asrd *d, struct why *why);
 void group_stop_all(struct asrd *d);		/* state files, then away */
 struct group *group_find(struct asrd *d, const char *name);
 /* A new group with a new key, on file and in the kernel, pending at the vault. */
-int group_make(struct asrd *d, const char *name, uint64_t ring_bytes, json_t *recipients,
-	       int compression, struct group **out, struct why *why);
+struct group_new {
+	const char *name;
+	uint64_t ring_bytes, generation;
+	json_t *recipients;
+	int compression;
+	const uint8_t *uuid;		/* of a group to be joined; NULL: a new one */
+};
+int group_make(struct asrd *d, const struct group_new *n, struct group **out, struct why *why);
 /* Tells the vault of a pending group. done as in ship_call. */
 int group_register(struct group *g, ship_done *done, void *arg, struct why *why);
 int group_confirm(struct group *g, struct why *why);	/* no longer pending */
@@ -593,6 +613,31 @@ bool group_find_disk(const struct group *g, const struct asr_group_info *info, c
 const char *group_missing(void *group);
 extern const struct ship_ops group_ship_ops;	/* arg: struct asrd */
 void group_second(struct asrd *d);		/* once a second: attach, rates, state files */
+
+/* -------------------------------------------------------------- peers.c */
+
+/* The hosts that this one shares groups with: connections, and what marks.c needs of the world. */
+struct peers;
+/* listen: ADDR:PORT; address: where others reach this host, NULL: as the vault sees it */
+int peers_create(struct asrd *d, const char *listen, const char *address, struct peers **out);
+void peers_second(struct peers *p);
+void peers_reload(struct peers *p);		/* the identity has changed */
+int peers_group_begin(struct group *g);		/* -ENOMEM */
+void peers_group_end(struct group *g);
+void peers_group_reads(struct group *g);	/* its ring, or no longer */
+/* The call is answered when the mark is made, or is not */
+void peers_mark(struct group *g, const char *name, struct control_call *call);
+json_t *peers_status(const struct group *g);	/* marks_json, or null: the group is on this host alone */
+
+/* ------------------------------------------------------------- member.c */
+
+/* io.asr.Group.Create, Join, Delete, Admit, Evict, Marks: what the vault has a say in. */
+void member_create(struct control_call *call, json_t *parameters, struct asrd *d);
+void member_join(struct control_call *call, json_t *parameters, struct asrd *d);
+void member_delete(struct control_call *call, json_t *parameters, struct asrd *d);
+void member_admit(struct control_call *call, json_t *parameters, struct asrd *d);
+void member_evict(struct control_call *call, json_t *parameters, struct asrd *d);
+void member_marks(struct control_call *call, json_t *parameters, struct asrd *d);
 
 /* -------------------------------------------------------------- check.c */
 
@@ -615,5 +660,8 @@ bool watch_half(const struct group *g, json_t *disk);
 
 /* The control methods: io.asr.Group.*, io.asr.Disk.List, io.asr.Status, io.asr.Reload. */
 void method_call(struct control_call *call, const char *method, json_t *parameters, void *asrd);
+/* The group that a parameter names; NULL: the error has been sent */
+struct group *method_group(struct control_call *call, json_t *parameters, const char *key, struct asrd *d);
+unsigned int method_active_disks(struct group *g);
 
 #endif /* ASR_SOURCE_H */

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * The TLS contexts of both ends of door 2.
+ * The TLS contexts of both ends of door 2, and of hosts among each other.
  *
  * Design. TLS 1.3 alone, no tickets and no session cache: every connection
  * proves the certificate anew, so nothing survives a revoked or expired one.
@@ -30,6 +30,7 @@
 
 static const unsigned char alpn_data[] = "\x08" "dm-asr/1";
 static const unsigned char alpn_enrol[] = "\x0e" "dm-asr-enrol/1";
+static const unsigned char alpn_peer[] = "\x0d" "dm-asr-peer/1";
 static const unsigned char alpn_both[] = "\x08" "dm-asr/1" "\x0e" "dm-asr-enrol/1";
 
 /* What went wrong first, in words; the library's queue is empty afterwards. */
@@ -72,10 +73,8 @@ int tls_cert_uri(const X509 *cert, char *out, size_t bytes)
 }
 
 /* After the chain has been found good: does the leaf have the peer's role? */
-static int check_role(int ok, X509_STORE_CTX *store)
+static int leaf_role(int ok, X509_STORE_CTX *store, const char *role)
 {
-	SSL *ssl = X509_STORE_CTX_get_ex_data(store, SSL_get_ex_data_X509_STORE_CTX_idx());
-	const char *role = SSL_is_server(ssl) ? "asr:host:" : "asr:vault:";
 	char uri[128];
 
 	if (!ok || X509_STORE_CTX_get_error_depth(store) > 0)
@@ -87,12 +86,25 @@ static int check_role(int ok, X509_STORE_CTX *store)
 	return 0;
 }
 
+static int check_role(int ok, X509_STORE_CTX *store)
+{
+	SSL *ssl = X509_STORE_CTX_get_ex_data(store, SSL_get_ex_data_X509_STORE_CTX_idx());
+
+	return leaf_role(ok, store, SSL_is_server(ssl) ? "asr:host:" : "asr:vault:");
+}
+
+static int check_host(int ok, X509_STORE_CTX *store)
+{
+	return leaf_role(ok, store, "asr:host:");
+}
+
 static int pick_alpn(SSL *ssl, const unsigned char **out, unsigned char *len,
 		     const unsigned char *in, unsigned int in_len, void *arg)
 {
+	const unsigned char *mine = arg ? arg : alpn_both;
 	unsigned char *chosen;
 
-	if (SSL_select_next_proto(&chosen, len, alpn_both, sizeof(alpn_both) - 1, in, in_len) !=
+	if (SSL_select_next_proto(&chosen, len, mine, (unsigned int)strlen((const char *)mine), in, in_len) !=
 	    OPENSSL_NPN_NEGOTIATED)
 		return SSL_TLSEXT_ERR_ALERT_FATAL;
 	*out = chosen;
@@ -175,6 +187,25 @@ int tls_server(const struct tls_files *f, SSL_CTX **ctx, struct why *why)
 	if (err)
 		return err;
 	SSL_CTX_set_alpn_select_cb(*ctx, pick_alpn, NULL);
+	return 0;
+}
+
+int tls_peer(const struct tls_files *f, bool server, SSL_CTX **ctx, struct why *why)
+{
+	int err = make(server ? TLS_server_method() : TLS_client_method(), f, ctx, why);
+
+	if (err)
+		return err;
+	SSL_CTX_set_verify(*ctx, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, check_host);
+	/* both ends are hosts, and what a host's certificate is for is to be a client */
+	SSL_CTX_set_purpose(*ctx, X509_PURPOSE_SSL_CLIENT);
+	if (server)
+		SSL_CTX_set_alpn_select_cb(*ctx, pick_alpn, (void *)(uintptr_t)alpn_peer);
+	else if (SSL_CTX_set_alpn_protos(*ctx, alpn_peer, 1 + alpn_peer[0])) {
+		SSL_CTX_free(*ctx);
+		*ctx = NULL;
+		return why_set(why, ENOMEM, "cannot set the TLS protocol name (%s)", reason());
+	}
 	return 0;
 }
 

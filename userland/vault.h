@@ -42,6 +42,19 @@ struct catalog_group {
 	uint8_t stream[ASR_UUID_BYTES];
 	uint64_t generation, created_ns;
 	uint64_t deleted_ns;		/* 0: has a source. Else history only */
+	uint64_t epoch;			/* +1 with each change of its members, 1 to GROUP_EPOCHS */
+	uint64_t mark_ms, hold_ms;	/* marks over several hosts: how often, how long one may hold */
+};
+#define GROUP_EPOCHS	65535u
+#define GROUP_MARK_MS	1000u		/* unless set otherwise; 100 ms to 1 h, or 0: none */
+#define GROUP_HOLD_MS	50u		/* 1 to 1000 */
+
+/* A host in a group, with a stream of its own. joined_ns 0: it may join; gone_ns: it has left */
+struct catalog_member {
+	char host_id[CATALOG_ID_BYTES];
+	char host[ASR_NAME_BYTES];
+	uint8_t stream[ASR_UUID_BYTES];
+	uint64_t joined_ns, gone_ns;
 };
 
 /* create: makes DIR (0700) when missing; -EEXIST when it has a catalogue.
@@ -63,6 +76,7 @@ int catalog_key_revoke(struct catalog *cat, const char *id, struct why *why);
  */
 int catalog_enrol(struct catalog *cat, const char *key_id, uint64_t now,
 		  const struct catalog_host *h, struct why *why);
+int catalog_host_find(struct catalog *cat, const char *name, struct catalog_host *h, struct why *why);	/* or id */
 int catalog_host_get(struct catalog *cat, const char *id, struct catalog_host *h, struct why *why);
 int catalog_hosts(struct catalog *cat, int (*each)(const struct catalog_host *h, void *arg),
 		  void *arg, struct why *why);
@@ -73,6 +87,19 @@ int catalog_group_get(struct catalog *cat, const uint8_t uuid[ASR_UUID_BYTES],
 int catalog_groups(struct catalog *cat, int (*each)(const struct catalog_group *g, void *arg),
 		   void *arg, struct why *why);
 int catalog_group_delete(struct catalog *cat, const uint8_t uuid[ASR_UUID_BYTES], struct why *why);
+/* By its name, one that is not deleted */
+int catalog_group_find(struct catalog *cat, const char *name, struct catalog_group *g, struct why *why);
+int catalog_group_marks(struct catalog *cat, const uint8_t uuid[ASR_UUID_BYTES], uint64_t mark_ms, uint64_t hold_ms,
+			struct why *why);
+/* All there ever were, by host id */
+int catalog_members(struct catalog *cat, const uint8_t group[ASR_UUID_BYTES],
+		    int (*each)(const struct catalog_member *m, void *arg), void *arg, struct why *why);
+int catalog_member_admit(struct catalog *cat, const uint8_t group[ASR_UUID_BYTES], const char *host_id,
+			 struct why *why);
+/* g->epoch: what it is from now on. -EACCES: not admitted */
+int catalog_member_join(struct catalog *cat, const struct catalog_group *g, const struct catalog_member *m,
+			struct why *why);
+int catalog_member_leave(struct catalog *cat, const struct catalog_group *g, const char *host_id, struct why *why);
 /* Who did what; never fails its caller: a failure is logged. */
 void catalog_audit(struct catalog *cat, const char *who, const char *what, const char *detail);
 
@@ -331,8 +358,15 @@ void index_seg_unload(struct index_seg *seg);
 int index_frame_read(struct index *ix, struct index_seg *seg, uint32_t frame, uint8_t *buf,
 		     struct frame_view *v, struct why *why);
 #define INDEX_FRAME_ROOM	(sizeof(struct seg_env) + ASR_FRAME_MAX + 8)
-/* The wrapped group data key (CMS DER) */
-int index_wrapped_key(struct index *ix, uint8_t **der, size_t *bytes, struct why *why);
+/* The wrapped data key of a stream (CMS DER) */
+int index_wrapped_key(struct index *ix, size_t stream, uint8_t **der, size_t *bytes, struct why *why);
+/* The host whose stream it is, "" when group.json does not say; is it still in the group? */
+const char *index_host(const struct index *ix, size_t stream);
+bool index_is_member(const struct index *ix, size_t stream);
+/* Which streams were the group's in that epoch, and how many; 0: not known, or one is not here. in: of ix->count */
+size_t index_epoch(const struct index *ix, uint64_t epoch, bool *in);
+/* The newest that had begun by then, by the vault's clock; of a folder that knows none: 1 */
+uint64_t index_epoch_at(const struct index *ix, uint64_t time_ns);
 
 /* -------------------------------------------------------------- point.c */
 
@@ -378,8 +412,18 @@ struct point_list {
  * -ENOENT: unknown name, before the window; -ERANGE: in the future;
  * -ESTALE: not consistent there. why says it, with the window or the nearest
  * consistent points before and after.
+ *
+ * A group that is spread over hosts has points where a mark has cut all of
+ * their streams (cut.c); disk, DISK or HOST/DISK, says whose stream p is to be
+ * in. "host:" and one of the forms above: of that disk's host alone. disk NULL:
+ * of a group with one stream.
  */
-int point_resolve(struct index *ix, const char *text, struct point *p, struct why *why);
+int point_resolve(struct index *ix, const char *text, const char *disk, struct point *p, struct why *why);
+/* The same in one stream */
+int point_in_stream(struct index *ix, size_t stream, const char *text, struct point *p, struct why *why);
+/* Behind an event of a segment; -ESTALE: not consistent there */
+int point_behind(struct index *ix, size_t stream, size_t seg, uint32_t event, struct point *p, struct why *why);
+const char *point_disk_name(const char *disk);	/* HOST/DISK: DISK */
 int point_list_make(struct index *ix, struct point_list *list, struct why *why);
 void point_list_free(struct point_list *list);
 /* {"group","uuid","streams":[{"stream","frames","last_seq","last_time","consistent"}],
@@ -390,6 +434,34 @@ json_t *point_list_json(struct index *ix, struct why *why);
 /* Disks of the group at a point; *out is the caller's to free */
 int point_disks(struct index *ix, const struct point *p, struct point_disk **out, size_t *count,
 		struct why *why);
+
+/* ---------------------------------------------------------------- cut.c */
+
+/* A mark that cuts the streams of all hosts of a group at one moment */
+struct cut {
+	char name[ASR_NAME_BYTES];	/* whole: wire_group_mark's */
+	uint64_t time_ns;		/* by the clock of the host whose id is the lowest */
+	uint64_t epoch;
+	bool app;			/* on all hosts */
+	size_t hosts;
+	struct cut_at {
+		size_t seg;
+		uint32_t event;		/* the mark's */
+	} *at;				/* by stream; of one that is not in it event is UINT32_MAX */
+};
+struct cuts {
+	struct cut *cut;
+	struct cut_at *at;
+	size_t count;
+	size_t broken;			/* marks that not all hosts have, or have held for */
+};
+int cuts_make(struct index *ix, struct cuts *c, struct why *why);	/* oldest first */
+void cuts_free(struct cuts *c);
+/* Has the group been spread over hosts at any time? */
+bool cut_wanted(const struct index *ix);
+int cut_resolve(struct index *ix, const char *text, const char *disk, struct point *p, struct why *why);
+/* {"points":{"count","first_time","last_time","longest_gap_s","broken"},"marks":[as point_list_json]} */
+json_t *cut_list_json(struct index *ix, struct why *why);
 
 /* ------------------------------------------------------------ restore.c */
 
@@ -512,11 +584,28 @@ json_t *service_json(const struct service *s);
 
 /* ------------------------------------------------------------- folder.c */
 
-/* group.json and wrapped.key of a new group, durable. -EEXIST never: same again is fine. */
-int folder_make(const char *dir, const struct catalog_group *g, const uint8_t *wrapped, size_t wrapped_bytes,
-		json_t *recipients, struct why *why);
-/* The group has no source any more: group.json says so */
-int folder_delete(const char *dir, const uint8_t uuid[ASR_UUID_BYTES], struct why *why);
+/* The wrapped key of a stream, durable. One with history keeps the key that it has. */
+int folder_key(const char *dir, const uint8_t group[ASR_UUID_BYTES], const uint8_t stream[ASR_UUID_BYTES],
+	       const uint8_t *wrapped, size_t bytes, struct why *why);
+/*
+ * group.json, durable, as of g and of these members; the members of g->epoch are those who
+ * have not left. members: [{host, name, stream, recipients: [text], joined, left: time or null}]
+ */
+int folder_make(const char *dir, const struct catalog_group *g, json_t *members, struct why *why);
+json_t *folder_members(const char *dir, const uint8_t group[ASR_UUID_BYTES], struct why *why);
+
+/* ---------------------------------------------------------- groupcall.c */
+
+/* What a host may ask about groups. NULL: *code (wire.h) and why. Blocks on the file system. */
+struct groupcall {
+	struct catalog *cat;
+	const char *dir, *host_id;
+};
+json_t *groupcall(const struct groupcall *c, const char *method, json_t *parameters, const char **code,
+		  struct why *why);
+/* Group, stream and generation of a stream.open, if they are this host's: 0, or -errno with *code and why */
+int groupcall_stream(const struct groupcall *c, json_t *parameters, struct catalog_group *g,
+		     uint8_t stream[ASR_UUID_BYTES], const char **code, struct why *why);
 
 /* ------------------------------------------------------------ recover.c */
 

@@ -19,21 +19,17 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
-#include <netdb.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 
 #define CONFIG_PATH	"/etc/asr/vaultd.conf"
 #define TICK_NS		1000000000ULL
 #define STOP_NS		5000000000ULL
-#define LISTENERS_MAX	8
-#define LISTEN_TRIES	20	/* 100 ms apart */
 #define SEG_MIN		(1u << 20)
 #define SEG_MAX		(1u << 30)
 
@@ -53,12 +49,7 @@ struct vaultd {
 	struct control *control;
 	SSL_CTX *ctx;
 	int lock_fd;
-	struct listener {
-		struct vaultd *d;
-		int fd;
-		struct loop_op op;
-	} listener[LISTENERS_MAX];
-	int listeners;
+	struct listener *listener;
 	struct loop_op tick;
 	struct loop_idle idle;
 	uint64_t since_ns, stop_ns;
@@ -149,80 +140,11 @@ static int options_read(int argc, char **argv, struct settings *s, bool first)
 
 /* ----------------------------------------------------------------- listening */
 
-static void on_accept(struct loop_op *op, int res, unsigned int flags)
+static void on_accept(int fd, void *arg)
 {
-	struct listener *l = op->arg;
+	struct vaultd *d = arg;
 
-	if (res >= 0 && !l->d->stop_ns)
-		service_accept(l->d->service, res);
-	else if (res >= 0)
-		close(res);
-	else if (res != -ECANCELED && res != -ECONNABORTED && res != -EINTR)
-		log_warn("cannot accept a connection: %s", strerror(-res));
-	/* out of descriptors: the tick tries again */
-	if (!op->active && !l->d->stop_ns && res != -EMFILE && res != -ENFILE && res != -ECANCELED)
-		loop_accept(l->d->loop, op, l->fd, true);
-}
-
-/* The port of a daemon that was just killed is free again when the kernel has undone its ring */
-static int bind_patiently(int fd, const struct addrinfo *ai)
-{
-	for (int i = 0; i < LISTEN_TRIES; i++) {
-		if (bind(fd, ai->ai_addr, ai->ai_addrlen) == 0 && listen(fd, 128) == 0)
-			return 0;
-		if (errno != EADDRINUSE)
-			break;
-		usleep(100000);
-	}
-	return -errno;
-}
-
-static int listen_on(struct vaultd *d, const struct addrinfo *ai)
-{
-	int one = 1, ret, fd = socket(ai->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
-
-	if (fd < 0)
-		return -errno;
-	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
-	if (ai->ai_family == AF_INET6)
-		setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof(one));
-	ret = bind_patiently(fd, ai);
-	if (ret) {
-		close(fd);
-		return ret;
-	}
-	d->listener[d->listeners] = (struct listener){ .d = d, .fd = fd, .op = { .done = on_accept } };
-	d->listener[d->listeners].op.arg = &d->listener[d->listeners];
-	d->listeners++;
-	return 0;
-}
-
-/* "ADDR:PORT", "[v6]:PORT", ":PORT" */
-static int listen_all(struct vaultd *d, struct why *why)
-{
-	struct addrinfo hints = { .ai_flags = AI_PASSIVE, .ai_socktype = SOCK_STREAM }, *list, *ai;
-	char host[300];
-	char *port;
-	int ret;
-
-	snprintf(host, sizeof(host), "%s", d->set.listen);
-	port = strrchr(host, ':');
-	if (!port || !port[1])
-		return why_set(why, EINVAL, "listen \"%.100s\": ADDR:PORT is wanted, for example :%d",
-			       d->set.listen, ASR_PORT);
-	*port++ = 0;
-	if (*host == '[' && port - host > 2 && port[-2] == ']') {
-		port[-2] = 0;
-		memmove(host, host + 1, strlen(host));
-	}
-	ret = getaddrinfo(*host ? host : NULL, port, &hints, &list);
-	if (ret)
-		return why_set(why, EINVAL, "listen \"%.100s\": %s", d->set.listen, gai_strerror(ret));
-	ret = -EADDRNOTAVAIL;
-	for (ai = list; ai && d->listeners < LISTENERS_MAX; ai = ai->ai_next)
-		ret = listen_on(d, ai);
-	freeaddrinfo(list);
-	return d->listeners ? 0 : why_set(why, -ret, "cannot listen on %.100s: %s", d->set.listen, strerror(-ret));
+	service_accept(d->service, fd);
 }
 
 /* -------------------------------------------------------------------- status */
@@ -273,9 +195,7 @@ static void on_tick(struct loop_op *op, int res, unsigned int flags)
 	struct vaultd *d = op->arg;
 
 	notify_status(d);
-	for (int i = 0; i < d->listeners && !d->stop_ns; i++)
-		if (!d->listener[i].op.active)
-			loop_accept(d->loop, &d->listener[i].op, d->listener[i].fd, true);
+	listen_tick(d->listener);
 	if (d->stop_ns && now_ns() > d->stop_ns + STOP_NS) {
 		log_warn("stopping with frames that are not durable: their hosts will send them again");
 		loop_stop(d->loop);
@@ -292,6 +212,8 @@ static void on_signal(int sig, void *arg)
 	log_info("stopping");
 	log_notify("STOPPING=1");
 	d->stop_ns = now_ns();
+	listen_close(d->listener);
+	d->listener = NULL;
 	service_stop(d->service);
 }
 
@@ -365,7 +287,7 @@ static int start(struct vaultd *d, struct why *why)
 		ret = loop_signals(d->loop, on_signal, d);
 	if (ret)
 		return why_set(why, -ret, "cannot start: %s", strerror(-ret));
-	ret = listen_all(d, why);
+	ret = listen_open(d->loop, d->set.listen, true, on_accept, d, &d->listener, why);
 	if (!ret)
 		ret = open_control(d, why);
 	return ret;
@@ -406,8 +328,6 @@ static int serve(struct vaultd *d)
 	d->tick = (struct loop_op){ .done = on_tick, .arg = d };
 	d->idle = (struct loop_idle){ .fn = on_idle, .arg = d };
 	loop_idle_add(d->loop, &d->idle);
-	for (int i = 0; i < d->listeners; i++)
-		loop_accept(d->loop, &d->listener[i].op, d->listener[i].fd, true);
 	loop_timeout(d->loop, &d->tick, TICK_NS);
 	log_info("serving %s on %s", d->set.dir, d->set.listen);
 	log_notify("READY=1");

@@ -348,3 +348,27 @@ int wire_map_parse(const uint8_t *data, size_t bytes, struct map_view *v, struct
 		return why_set(why, EBADMSG, "a map whose extents do not add up");
 	return 0;
 }
+
+/* ------------------------------------------------------- marks of several hosts */
+
+int wire_group_mark(const char *name, uint64_t epoch, uint64_t random, char out[ASR_NAME_BYTES])
+{
+	if (name_check("mark", name, NULL) || strchr(name, '+') || strlen(name) > WIRE_GROUP_MARK_NAME ||
+	    !epoch || epoch > 0xffff)
+		return -EINVAL;
+	snprintf(out, ASR_NAME_BYTES, "%s+%04llx%016llx", name, (unsigned long long)epoch, (unsigned long long)random);
+	return 0;
+}
+
+bool wire_group_mark_parse(const char *full, char name[ASR_NAME_BYTES], uint64_t *epoch)
+{
+	const char *plus = memchr(full, '+', strnlen(full, ASR_NAME_BYTES));
+	char hex[5] = "";
+
+	if (!plus || plus == full || strlen(plus + 1) != 20 || strspn(plus + 1, "0123456789abcdef") != 20)
+		return false;
+	memcpy(hex, plus + 1, 4);
+	*epoch = strtoul(hex, NULL, 16);
+	snprintf(name, ASR_NAME_BYTES, "%.*s", (int)(plus - full), full);
+	return *epoch;
+}

@@ -132,6 +132,7 @@ struct msg_hdr {
 #define MSG_ACK		5	/* struct msg_ack */
 #define MSG_PING	6	/* empty; after 5 s of silence. 30 s of silence: the peer is gone */
 #define MSG_ERROR	7	/* JSON: {"error":"code","text":"..."}; the sender closes */
+#define MSG_PEER	9	/* JSON, between hosts: marks.h */
 #define MSG_MAP		8	/* struct msg_map and what follows it: part of the answer to digest.map */
 
 /* vault -> host: all frames of the stream up to frame_no are durable */
@@ -186,7 +187,19 @@ struct map_extent {
  * group.create  {group, name, stream, wrapped_key (base64 CMS), recipients: [text]}
  *               -> {}. Same group and name again by the same host: {}.
  *               Errors: name-taken, not-allowed, bad-parameter.
- * group.delete  {group} -> {}. Forgets the source; history stays.
+ * group.delete  {group} -> {}. This host leaves; with the last one the group has no
+ *               source any more. History stays.
+ * group.admit   {group, host (name or id)} -> {host_id, host}: it may join, once.
+ * group.find    {name} -> {group, generation}: for a host that may join.
+ * group.join    {group, name, stream, wrapped_key, recipients} -> {}. The same stream
+ *               again: {}. Errors: not-allowed (not admitted), bad-parameter.
+ * group.evict   {group, host} -> {host_id, host}: another host is taken out.
+ * group.marks   {group, mark_ms, hold_ms} -> {}: how often marks are made over all
+ *               hosts (100 to 3600000, 0: not), how long one may hold (1 to 1000).
+ * group.members {group, address ("ADDR:PORT": where other hosts reach this one)}
+ *               -> {you, epoch, mark_ms, hold_ms, members: [{host_id, host, stream,
+ *                   joined, connected, address (if known)}]}, by host_id. epoch: +1
+ *               with each change of the members.
  * stream.open   {group, stream, generation}
  *               -> {frame_no, last_seq, last_tag (hex), consistent (bool),
  *                   generation, disks: [{slot, name}]}: what is durable. Frames go on
@@ -208,5 +221,6 @@ struct map_extent {
  */
 
 #define ASR_PORT	20003	/* the vault's, unless configured */
+#define ASR_PEER_PORT	20004	/* hosts', for each other */
 
 #endif /* ASR_WIRE_H */

@@ -10,6 +10,7 @@
 # asr_drain count every task of the guest but the vault until the writes are
 # durable; p50 and p99 are over repeated runs there. The second table is about the
 # write-intent log: the same writes without and with it, and what it wrote itself.
+# The third: writes to one disk, and to 64 disks of one group.
 set -eu
 cd "$(dirname "$0")/../.."
 VM_OUT=$PWD/build/bench/kernel.d
@@ -61,3 +62,10 @@ jq -r '
 	awk 'BEGIN { print ""; printf "%-7s%-7s%12s%10s%6s%26s%10s\n", "kernel", "job", "without log", "with log", "+%",
 		"log writes / 1000: cold", "steady" }
 	{ printf "%-7s%-7s%12s%10s%6s%26s%10s\n", $1, $2, $3, $4, $5, $6, $7 }'
+jq -r '
+	def row($k; $t): map(select(.kernel == $k and .target == $t))[0].instructions_p50;
+	. as $all | (map(.kernel) | unique)[] as $k | ($all | row($k; "null_asr_1_disk")) as $one
+	| ($all | row($k; "null_asr_64_disks")) as $many
+	| [$k, $one, $many, (($many / $one - 1) * 10000 | round / 100)] | @tsv' build/bench/kernel.json |
+	awk 'BEGIN { print ""; printf "%-7s%22s%12s%6s\n", "kernel", "w4q1: 1 disk a group", "64 disks", "+%" }
+	{ printf "%-7s%22s%12s%6s\n", $1, $2, $3, $4 }'

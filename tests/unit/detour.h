@@ -47,6 +47,7 @@ void ship_break(struct ship *s, const char *why) { v.broken = true; }
 uint64_t ship_bytes(const struct ship *s) { return 0; }
 json_t *ship_status(const struct ship *s) { return json_object(); }
 void ship_forget(struct ship *s, void *arg) { }
+int ship_local_address(const struct ship *s, char out[64]) { return -ENOTCONN; }
 
 int ship_call(struct ship *s, const char *method, json_t *parameters, ship_done *done, void *arg)
 {
@@ -159,6 +160,7 @@ static inline void turns(int n)
 
 static inline void asrd_start(void)
 {
+	assert_int_equal(peers_create(&d, ":0", NULL, &d.peers), 0);
 	assert_int_equal(group_load_all(&d, NULL), 0);
 	g = d.groups;
 	assert_non_null(g);

@@ -316,19 +316,23 @@ static inline void feeder_close(struct feeder *f, bool drain)
 	store_close(f->store);
 }
 
-/* group.json and wrapped.key, so that dir is a vault with the maker's group "g" */
+/* group.json and the wrapped key, so that dir is a vault with the maker's group "g" */
 static inline void make_group(const char *dir, struct maker *m, char *const *certs, size_t count)
 {
-	struct catalog_group g = { .name = "g", .host_id = "h", .generation = 1, .created_ns = 1 };
-	json_t *recipients = json_pack("[s]", "test");
+	struct catalog_group g = { .name = "g", .host_id = "h", .generation = 1, .created_ns = 1, .epoch = 1 };
+	json_t *members;
+	char stream[33];
 	uint8_t *der;
 	size_t bytes;
 
 	memcpy(g.uuid, m->group, 16);
 	memcpy(g.stream, m->stream, 16);
 	assert(!seal_key_wrap(m->key, certs, count, &der, &bytes, NULL));
-	assert(!folder_make(dir, &g, der, bytes, recipients, NULL));
-	json_decref(recipients);
+	assert(!folder_key(dir, g.uuid, g.stream, der, bytes, NULL));
+	hex_encode(g.stream, 16, stream);
+	members = json_pack("[{s:s, s:s, s:[s], s:n}]", "host", "h", "stream", stream, "recipients", "test", "left");
+	assert(!folder_make(dir, &g, members, NULL));
+	json_decref(members);
 	free(der);
 }
 

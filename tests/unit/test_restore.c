@@ -246,32 +246,32 @@ static void points(void **state)
 	}
 	assert_false(list.intervals[0].to_seq >= list.intervals[1].from_seq);
 	/* by name, by time, at both ends of an interval */
-	assert_int_equal(point_resolve(ix, "name:mark-15", &p, &why), 0);
+	assert_int_equal(point_resolve(ix, "name:mark-15", NULL, &p, &why), 0);
 	assert_int_equal(p.seq, list.marks[1].seq);
 	snprintf(text, sizeof(text), "time:%s", time_format(list.marks[1].time_ns, when));
-	assert_int_equal(point_resolve(ix, text, &p, &why), 0);
+	assert_int_equal(point_resolve(ix, text, NULL, &p, &why), 0);
 	assert_int_equal(p.seq, list.marks[1].seq);
 	snprintf(text, sizeof(text), "time:%s", time_format(list.intervals[1].from_time_ns, when));
-	assert_int_equal(point_resolve(ix, text, &p, &why), 0);
+	assert_int_equal(point_resolve(ix, text, NULL, &p, &why), 0);
 	assert_int_equal(p.seq, list.intervals[1].from_seq);
 	assert_int_equal(restore(w, text, w->key[0], out, &r, &why), 0);
 	assert_memory_equal(out, w->after[p.seq], BYTES);
 	snprintf(text, sizeof(text), "time:%s", time_format(list.intervals[0].to_time_ns + 1500, when));
-	assert_int_equal(point_resolve(ix, text, &p, &why), -ESTALE);
+	assert_int_equal(point_resolve(ix, text, NULL, &p, &why), -ESTALE);
 	assert_non_null(strstr(why.text, "the ring was full"));
 	assert_non_null(strstr(why.text, "before, seq "));
 	/* what is refused, and why */
-	assert_int_equal(point_resolve(ix, "name:nope", &p, &why), -ENOENT);
+	assert_int_equal(point_resolve(ix, "name:nope", NULL, &p, &why), -ENOENT);
 	assert_non_null(strstr(why.text, "mark-35"));
-	assert_int_equal(point_resolve(ix, "time:1999-01-01T00:00:00Z", &p, &why), -ENOENT);
+	assert_int_equal(point_resolve(ix, "time:1999-01-01T00:00:00Z", NULL, &p, &why), -ENOENT);
 	assert_non_null(strstr(why.text, "before the window"));
-	assert_int_equal(point_resolve(ix, "time:2999-01-01T00:00:00Z", &p, &why), -ERANGE);
-	assert_int_equal(point_resolve(ix, "seq:999999", &p, &why), -ERANGE);
+	assert_int_equal(point_resolve(ix, "time:2999-01-01T00:00:00Z", NULL, &p, &why), -ERANGE);
+	assert_int_equal(point_resolve(ix, "seq:999999", NULL, &p, &why), -ERANGE);
 	assert_non_null(strstr(why.text, "future"));
-	assert_int_equal(point_resolve(ix, "seq:0", &p, &why), -ENOENT);
-	assert_int_equal(point_resolve(ix, "seq:1x", &p, &why), -EINVAL);
-	assert_int_equal(point_resolve(ix, "time:yesterday", &p, &why), -EINVAL);
-	assert_int_equal(point_resolve(ix, "now", &p, &why), -EINVAL);
+	assert_int_equal(point_resolve(ix, "seq:0", NULL, &p, &why), -ENOENT);
+	assert_int_equal(point_resolve(ix, "seq:1x", NULL, &p, &why), -EINVAL);
+	assert_int_equal(point_resolve(ix, "time:yesterday", NULL, &p, &why), -EINVAL);
+	assert_int_equal(point_resolve(ix, "now", NULL, &p, &why), -EINVAL);
 	json = point_list_json(ix, &why);
 	assert_int_equal(json_array_size(json_object_get(json, "disks")), 2);
 	assert_int_equal(json_array_size(json_object_get(json, "intervals")), 2);
@@ -434,7 +434,7 @@ static void flip_tail(void **state)
 static void flip_rest(void **state)
 {
 	struct world *w = world_new(4, 40000);
-	char *key = find_file(w, "wrapped.key"), *meta = find_file(w, "group.json");
+	char *key = find_file(w, "wrapped-*.key"), *meta = find_file(w, "group.json");
 
 	assert_true(flip_all(w, key, "latest", w->disk, 5) > 50);
 	flip_all(w, meta, "latest", w->disk, 3);

@@ -466,7 +466,8 @@ static void key_of_history_stays(void **state)
 	make_cert("ec", &cert, &key);
 	make_group(dir, m, &cert, 1);
 	make_group(dir, m, &cert, 1);	/* nothing has arrived: the newer one counts */
-	snprintf(path, sizeof(path), "%s/groups/11111111111111111111111111111111/wrapped.key", dir);
+	snprintf(path, sizeof(path), "%s/groups/11111111111111111111111111111111/"
+		 "wrapped-22222222222222222222222222222222.key", dir);
 	assert_int_equal(file_read(path, 1 << 16, &before, &bytes, NULL), 0);
 	assert_int_equal(feeder_open(&f, dir, m, 1 << 20, &why), 0);
 	feed(&f, m, 1);

@@ -1,0 +1,91 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# timeout: 900
+# A group over two hosts, with writes that depend on each other across them: every declared point is a prefix, also
+# with asrds killed and links stopped and cut; marks without holds are not, and the check sees it.
+set -eu
+if [ -n "${ASR_GUEST:-}" ]; then
+	# shellcheck source=tests/e2e/hosts-guest.sh
+	. /asr/in/hosts-guest.sh
+	host_up
+	protected
+	chain_start
+	until_told
+	host_down
+	exit 0
+fi
+# shellcheck source=tests/e2e/hosts-lib.sh
+. "$(dirname "$0")/hosts-lib.sh"
+hosts_up 2
+want vm_exec h0 "asrctl group interval g 100ms --hold 1s" > /dev/null
+c=$(coordinator)
+retry_until 120 more_than "$c" 20 || { marks_of 0; marks_of 1; fail "no marks of both"; }
+say "$c makes the marks: $(count_of "$c" .marks.declared) declared"
+
+say "a mark by name, asked for on either host"
+for k in 0 1; do
+	vm_exec "h$k" "asrctl group mark g --name named-$k" > "$W/named.log" || fail "mark: $(cat "$W/named.log")"
+	grep -q "on all of its hosts" "$W/named.log" || fail "it said: $(cat "$W/named.log")"
+done
+
+say "asrds die, links stand still and break"
+for round in 1 2; do
+	for k in 0 1; do
+		want vm_exec "h$k" "touch /run/kill-asrd"
+		link_stop $((1 - k))
+		sleep 0.$((RANDOM % 9))
+		link_cont $((1 - k))
+		link_cut "$k"
+		killed() { ! vm_exec "h$k" "test -e /run/kill-asrd"; }
+		retry_until 60 killed || fail "asrd of h$k was not killed"
+		before=$(count_of "$c")
+		retry_until 120 more_than "$c" $((before + 3)) || { marks_of 0; marks_of 1; fail "no marks any more"; }
+	done
+	say "round $round: $(count_of "$c" .marks.declared) declared since its asrd began"
+done
+
+say "a host that is away: no points, and group show says why"
+link_stop 0
+link_stop 1
+waits() { count_of "$c" .marks.waits_for | grep -q h || count_of "$c" .marks.last_failure | grep -q "host h"; }
+retry_until 60 waits || { marks_of 0; fail "nobody says why there are no points"; }
+link_cont 0
+link_cont 1
+
+say "marks without holds, at about the same time"
+for i in 1 2 3 4 5 6; do
+	pids=()
+	for k in 0 1; do
+		vm_exec "h$k" "dmsetup message v0 0 mark loose$i" > /dev/null &
+		pids+=($!)
+	done
+	wait "${pids[0]}" && wait "${pids[1]}" || fail "mark loose$i"
+done
+before=$(count_of "$c")
+retry_until 120 more_than "$c" $((before + 3)) || fail "no marks at the end"
+count_of "$c" .marks | jq -c '{declared, failed, holds: (.holds | del(.buckets)), delayed: (.delayed_at_most | del(.buckets))}'
+for k in 0 1; do
+	vm_exec "h$k" "touch /run/stop" || fail "stop h$k"
+done
+for k in 0 1; do
+	vm_wait "h$k" 300 || fail "h$k"
+done
+vaultd_stop
+
+points_of_all named-0 || fail "no points"
+n=$(wc -l < "$W/marks")
+[ "$n" -gt 40 ] || fail "$n points only"
+shuf -n "${JUDGE:-60}" "$W/marks" > "$W/some"
+while read -r m; do
+	judge_mark "name:$m" || fail "point $m is no prefix: $(cat "$W/chain.log")"
+done < "$W/some"
+say "$n points of both hosts, $(wc -l < "$W/some") restored, each a prefix; last: $(tail -n 1 "$W/chain.log")"
+for p in latest name:named-0 name:named-1; do
+	judge_mark $p || fail "$p is no prefix: $(cat "$W/chain.log")"
+done
+torn=0
+for i in 1 2 3 4 5 6; do
+	judge_mark "host:name:loose$i" || torn=$((torn + 1))
+done
+[ $torn -gt 0 ] || fail "marks without holds were no worse: the check sees nothing"
+say "without holds: $torn of 6 are no prefix"

@@ -1,0 +1,528 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * Marks of several hosts (userland/marks.c), all of it played: three hosts, their kernels' holds,
+ * a network that is slow and breaks, daemons that die, members that change; and chains of writes,
+ * each issued when the one before has completed, on any host. The property is the model's: no
+ * declared mark has a write in front of it on one host whose predecessor stands behind it on
+ * another. With kernels that do not withhold, the same test must find one that is torn.
+ */
+#include "../../userland/marks.h"
+
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <string.h>
+#include <cmocka.h>
+
+#define HOSTS		3
+#define CHAINS		6
+#define QUEUE		4096
+#define MARKS		100000
+#define US		1000ull
+#define MS		1000000ull
+
+struct packet {
+	bool used;
+	int from, to;
+	uint64_t at;
+	struct marks_msg msg;
+};
+
+struct host {
+	struct world *w;
+	int n;
+	struct marks *marks;
+	uint64_t incarnation, epoch;	/* epoch: as it knows it */
+	/* its kernel */
+	uint64_t pos;			/* records in its stream */
+	uint64_t marks_made, hold_id, hold_until;
+	bool on, broken;
+	char asked[ASR_NAME_BYTES], mark[ASR_NAME_BYTES], why[200];
+};
+
+struct chain {
+	int host;			/* of the newest write */
+	uint64_t pos;			/* and its place there */
+	bool done;
+	uint64_t before[HOSTS];		/* of all earlier ones, the last place on each host; 0: none */
+};
+
+/* A mark, by its name: where it stands; and what chains had done by then is judged at the end */
+struct placed {
+	char name[ASR_NAME_BYTES];
+	uint64_t pos[HOSTS];
+	bool declared;
+};
+
+struct world {
+	struct host host[HOSTS];
+	bool link[HOSTS][HOSTS];
+	struct packet queue[QUEUE];
+	uint64_t sent_last[HOSTS][HOSTS];
+	struct chain chain[CHAINS];
+	struct placed *placed;
+	unsigned int placed_count;
+	/* all steps of all chains: the write at pos on host was issued when what is in "before" had completed */
+	struct step {
+		int host;
+		uint64_t pos, before[HOSTS];
+	} *steps;
+	unsigned int step_count;
+	uint64_t now, seed, epoch;
+	bool no_hold;
+	unsigned int declared, torn;
+};
+
+static uint64_t rnd(struct world *w, uint64_t below)
+{
+	w->seed ^= w->seed << 13;
+	w->seed ^= w->seed >> 7;
+	w->seed ^= w->seed << 17;
+	return w->seed % below;
+}
+
+/* ----------------------------------------------------------------- kernel */
+
+static struct placed *placed_of(struct world *w, const char *name)
+{
+	for (unsigned int i = w->placed_count; i > 0; i--)
+		if (!strcmp(w->placed[i - 1].name, name))
+			return &w->placed[i - 1];
+	assert_true(w->placed_count < MARKS);
+	snprintf(w->placed[w->placed_count].name, ASR_NAME_BYTES, "%s", name);
+	return &w->placed[w->placed_count++];
+}
+
+static void timer(struct host *h)
+{
+	if (h->on && h->w->now >= h->hold_until) {
+		h->on = false;
+		h->broken = true;
+	}
+}
+
+static int k_mark(void *arg, struct asr_mark *m)
+{
+	struct host *h = arg;
+	struct placed *p;
+
+	timer(h);
+	if (m->flags & ASR_MARK_DECLARE) {
+		if (m->id != h->hold_id || h->on || h->broken)
+			return -ESTALE;
+		p = placed_of(h->w, m->name);
+		h->w->declared += !p->declared;
+		p->declared = true;
+		h->pos++;
+		return 0;
+	}
+	if (h->on)
+		return -EBUSY;
+	if (!rnd(h->w, 50))
+		return -ENOSPC;
+	p = placed_of(h->w, m->name);
+	assert_int_equal(p->pos[h->n], 0);	/* one of a name */
+	p->pos[h->n] = ++h->pos;
+	m->id = h->hold_id = ++h->marks_made;
+	h->on = true;
+	h->broken = false;
+	h->hold_until = h->w->now + m->hold_ns;
+	return 0;
+}
+
+static int k_release(void *arg, struct asr_release *r)
+{
+	struct host *h = arg;
+
+	timer(h);
+	if (r->id != h->hold_id)
+		return -ENOENT;
+	r->broken = h->broken;
+	h->on = false;
+	return 0;
+}
+
+/* ---------------------------------------------------------------- network */
+
+static void k_send(void *arg, const char *host_id, const struct marks_msg *m)
+{
+	struct host *h = arg;
+	struct world *w = h->w;
+	int to = host_id[0] - 'a';
+	uint8_t group[ASR_UUID_BYTES], back[ASR_UUID_BYTES];
+	json_t *j;
+
+	if (!w->link[h->n][to])
+		return;
+	for (int i = 0; i < QUEUE; i++) {
+		struct packet *p = &w->queue[i];
+
+		if (p->used)
+			continue;
+		/* in order, as a connection is; sometimes slow */
+		p->at = w->now + 50 * US + rnd(w, rnd(w, 20) ? 500 * US : 60 * MS);
+		if (p->at <= w->sent_last[h->n][to])
+			p->at = w->sent_last[h->n][to] + 1;
+		w->sent_last[h->n][to] = p->at;
+		memset(group, h->n, sizeof(group));
+		j = marks_msg_json(m, group);
+		assert_int_equal(marks_msg_parse(j, &p->msg, back), 0);
+		assert_memory_equal(group, back, sizeof(group));
+		json_decref(j);
+		p->used = true;
+		p->from = h->n;
+		p->to = to;
+		return;
+	}
+	fail_msg("the network's queue is full");
+}
+
+static void k_asked(void *arg, const char *name, const char *mark, const char *why)
+{
+	struct host *h = arg;
+
+	assert_string_equal(name, h->asked);
+	h->asked[0] = 0;
+	snprintf(h->mark, sizeof(h->mark), "%s", mark ? mark : "");
+	snprintf(h->why, sizeof(h->why), "%s", why ? why : "");
+}
+
+static uint64_t k_random(void *arg)
+{
+	struct host *h = arg;
+
+	return rnd(h->w, UINT64_MAX);
+}
+
+static const struct marks_ops ops = { k_mark, k_release, k_send, k_asked, k_random };
+
+static void cut(struct world *w, int a, int b)
+{
+	char id[2] = "a";
+
+	if (!w->link[a][b])
+		return;
+	w->link[a][b] = w->link[b][a] = false;
+	for (int i = 0; i < QUEUE; i++)
+		if ((w->queue[i].from == a && w->queue[i].to == b) || (w->queue[i].from == b && w->queue[i].to == a))
+			w->queue[i].used = false;
+	id[0] = (char)('a' + b);
+	marks_peer(w->host[a].marks, id, false, "cut", w->now);
+	id[0] = (char)('a' + a);
+	marks_peer(w->host[b].marks, id, false, "cut", w->now);
+}
+
+static void join_up(struct world *w, int a, int b)
+{
+	char id[2] = "a";
+
+	if (w->link[a][b])
+		return;
+	w->link[a][b] = w->link[b][a] = true;
+	w->sent_last[a][b] = w->sent_last[b][a] = 0;
+	id[0] = (char)('a' + b);
+	marks_peer(w->host[a].marks, id, true, "", w->now);
+	id[0] = (char)('a' + a);
+	marks_peer(w->host[b].marks, id, true, "", w->now);
+}
+
+/* ------------------------------------------------------------------ hosts */
+
+static void set_members(struct host *h)
+{
+	struct marks_member list[HOSTS] = { { .up = false } };
+	char me[2] = { (char)('a' + h->n), 0 };
+
+	for (int i = 0; i < HOSTS; i++) {
+		list[i].host_id[0] = (char)('a' + i);
+		snprintf(list[i].host, sizeof(list[i].host), "host-%d", i);
+	}
+	h->epoch = h->w->epoch;
+	marks_set(h->marks, me, h->epoch, 10, 20, list, HOSTS, h->w->now);
+}
+
+/* asrd dies: its hold is broken, its memory gone; and is back */
+static void restart(struct world *w, int n)
+{
+	struct host *h = &w->host[n];
+
+	for (int i = 0; i < HOSTS; i++)
+		if (i != n)
+			cut(w, n, i);
+	if (h->on)
+		h->broken = true;
+	h->on = false;
+	marks_destroy(h->marks);
+	assert_int_equal(marks_create(&ops, h, &h->marks), 0);
+	h->asked[0] = 0;
+	set_members(h);
+	marks_self(h->marks, ++h->incarnation, NULL, w->now);
+}
+
+static struct world *world_new(uint64_t seed, bool no_hold)
+{
+	struct world *w = calloc(1, sizeof(*w));
+
+	w->placed = calloc(MARKS, sizeof(*w->placed));
+	w->steps = calloc(4000000, sizeof(*w->steps));
+	w->seed = seed * 0x9e3779b97f4a7c15ull + 1;
+	w->no_hold = no_hold;
+	w->epoch = 1;
+	w->now = 1000 * MS;
+	for (int i = 0; i < HOSTS; i++) {
+		w->host[i] = (struct host){ .w = w, .n = i, .incarnation = 7 + (uint64_t)i };
+		assert_int_equal(marks_create(&ops, &w->host[i], &w->host[i].marks), 0);
+		set_members(&w->host[i]);
+		marks_self(w->host[i].marks, w->host[i].incarnation, NULL, w->now);
+	}
+	for (int c = 0; c < CHAINS; c++)
+		w->chain[c].done = true;
+	return w;
+}
+
+static void world_free(struct world *w)
+{
+	for (int i = 0; i < HOSTS; i++)
+		marks_destroy(w->host[i].marks);
+	free(w->placed);
+	free(w->steps);
+	free(w);
+}
+
+static void writes(struct world *w)
+{
+	for (int i = 0; i < CHAINS; i++) {
+		struct chain *c = &w->chain[i];
+		struct host *h = &w->host[c->host];
+
+		timer(h);
+		if (!c->done && (!h->on || w->no_hold)) {	/* a hold withholds what came after its mark */
+			c->done = true;
+			c->before[c->host] = c->pos;
+		}
+		if (!c->done || rnd(w, 3))
+			continue;
+		c->host = (int)rnd(w, HOSTS);
+		c->pos = ++w->host[c->host].pos;
+		c->done = false;
+		if (w->step_count < 4000000) {
+			struct step *s = &w->steps[w->step_count++];
+
+			s->host = c->host;
+			s->pos = c->pos;
+			memcpy(s->before, c->before, sizeof(s->before));
+		}
+	}
+}
+
+static void deliver(struct world *w)
+{
+	for (;;) {
+		struct packet *first = NULL, p;
+		char from[2] = "a";
+
+		for (int i = 0; i < QUEUE; i++)
+			if (w->queue[i].used && w->queue[i].at <= w->now && (!first || w->queue[i].at < first->at))
+				first = &w->queue[i];
+		if (!first)
+			return;
+		p = *first;
+		first->used = false;
+		from[0] = (char)('a' + p.from);
+		marks_message(w->host[p.to].marks, from, &p.msg, w->now, w->now);
+	}
+}
+
+static void trouble(struct world *w)
+{
+	int a = (int)rnd(w, HOSTS), b = (int)rnd(w, HOSTS);
+
+	if (!rnd(w, 400) && a != b)
+		cut(w, a, b);
+	if (!rnd(w, 1500))
+		restart(w, a);
+	if (!rnd(w, 3000))
+		w->epoch++;
+	if (!rnd(w, 40) && w->host[a].epoch != w->epoch)
+		set_members(&w->host[a]);
+	if (!rnd(w, 20) && a != b)
+		join_up(w, a, b);
+}
+
+/* The writes of each chain are at most a prefix in front of a declared mark */
+static void judge(struct world *w)
+{
+	for (unsigned int i = 0; i < w->placed_count; i++) {
+		const struct placed *p = &w->placed[i];
+
+		if (!p->declared)
+			continue;
+		for (int h = 0; h < HOSTS; h++)
+			assert_true(p->pos[h]);
+	}
+	for (unsigned int k = 0; k < w->step_count; k++) {
+		const struct step *s = &w->steps[k];
+
+		/* marks stand in order on each host: those near the write are those that it can tear */
+		for (unsigned int i = 0; i < w->placed_count; i++) {
+			const struct placed *p = &w->placed[i];
+
+			if (!p->declared || s->pos > p->pos[s->host])
+				continue;
+			for (int h = 0; h < HOSTS; h++)
+				if (s->before[h] > p->pos[h])
+					w->torn++;
+			break;	/* the first mark behind it: a later one has all that this one has */
+		}
+	}
+}
+
+static void play(struct world *w, unsigned int steps, bool with_trouble)
+{
+	for (unsigned int i = 0; i < steps; i++) {
+		w->now += 20 * US + rnd(w, 300 * US);
+		if (with_trouble)
+			trouble(w);
+		deliver(w);
+		for (int h = 0; h < HOSTS; h++)
+			marks_tick(w->host[h].marks, w->now, w->now);
+		writes(w);
+	}
+	judge(w);
+}
+
+static void connect_all(struct world *w)
+{
+	join_up(w, 0, 1);
+	join_up(w, 0, 2);
+	join_up(w, 1, 2);
+}
+
+static void consistent(void **state)
+{
+	unsigned int declared = 0;
+
+	for (uint64_t seed = 1; seed <= 20; seed++) {
+		struct world *w = world_new(seed, false);
+
+		connect_all(w);
+		play(w, 30000, true);
+		assert_int_equal(w->torn, 0);
+		declared += w->declared;
+		world_free(w);
+	}
+	print_message("%u marks declared, none torn\n", declared);
+	assert_true(declared > 1000);
+}
+
+static void torn_without_holds(void **state)
+{
+	struct world *w = world_new(3, true);
+
+	connect_all(w);
+	play(w, 30000, true);
+	print_message("%u marks declared, %u torn\n", w->declared, w->torn);
+	assert_true(w->torn > 0);
+	world_free(w);
+}
+
+static void calm(void **state)
+{
+	struct world *w = world_new(5, false);
+	struct host *h = &w->host[2];
+	json_t *j;
+	double count;
+
+	connect_all(w);
+	play(w, 3000, false);
+	print_message("%u marks declared\n", w->declared);
+	assert_true(w->declared > 3);
+	assert_int_equal(w->torn, 0);
+	/* of a host that is not the coordinator, and of that one */
+	for (int i = 0; i < 3; i += 2) {
+		h = &w->host[i];
+		strcpy(h->asked, "before-the-upgrade");
+		assert_int_equal(marks_ask(h->marks, h->asked, w->now), 0);
+		play(w, 3000, false);
+		assert_string_equal(h->asked, "");
+		assert_int_equal(strncmp(h->mark, "before-the-upgrade+0001", 23), 0);
+		assert_true(placed_of(w, h->mark)->declared);
+	}
+	assert_int_equal(marks_ask(h->marks, "a+b", w->now), -EINVAL);
+	j = marks_json(w->host[0].marks, w->now, w->now);
+	assert_int_equal(json_unpack(j, "{s:{s:f}}", "holds", "p99_us", &count), 0);
+	json_decref(j);
+	world_free(w);
+}
+
+static void away(void **state)
+{
+	struct world *w = world_new(9, false);
+	const struct marks_member *m;
+	unsigned int before;
+
+	connect_all(w);
+	play(w, 2000, false);
+	before = w->declared;
+	assert_true(before);
+	cut(w, 0, 2);
+	strcpy(w->host[1].asked, "x");
+	assert_int_equal(marks_ask(w->host[1].marks, "x", w->now), 0);
+	play(w, 90000, false);
+	assert_int_equal(w->declared, before);
+	m = marks_member(w->host[0].marks, 2);
+	assert_string_equal(m->why, "cut");
+	assert_string_equal(w->host[1].asked, "");	/* it has been told, and why */
+	assert_non_null(strstr(w->host[1].why, "host-2"));
+	join_up(w, 0, 2);
+	play(w, 3000, false);
+	assert_true(w->declared > before);
+	world_free(w);
+}
+
+static void histogram(void **state)
+{
+	struct holds h = { 0 };
+
+	for (uint64_t us = 1; us <= 100000; us++)
+		holds_add(&h, us * 1000, 1);
+	assert_int_equal(h.count, 100000);
+	assert_true(holds_quantile(&h, 0.5) >= 50000000 && holds_quantile(&h, 0.5) <= 57000000);
+	assert_true(holds_quantile(&h, 0.99) >= 99000000 && holds_quantile(&h, 0.99) <= 100000000);
+	holds_add(&h, 5000000000ull, 1);
+	assert_int_equal(holds_quantile(&h, 1.0), 5000000000ull);
+	holds_add(&h, UINT64_MAX, 1);
+}
+
+static void names(void **state)
+{
+	char full[ASR_NAME_BYTES], name[ASR_NAME_BYTES], longest[ASR_NAME_BYTES];
+	uint64_t epoch = 0;
+
+	memset(longest, 'x', sizeof(longest));
+	longest[WIRE_GROUP_MARK_NAME] = 0;
+	assert_int_equal(wire_group_mark(longest, 0xabcd, UINT64_MAX, full), 0);
+	assert_true(wire_group_mark_parse(full, name, &epoch));
+	assert_string_equal(name, longest);
+	assert_int_equal(epoch, 0xabcd);
+	longest[WIRE_GROUP_MARK_NAME] = 'x';
+	longest[WIRE_GROUP_MARK_NAME + 1] = 0;
+	assert_int_equal(wire_group_mark(longest, 1, 0, full), -EINVAL);
+	assert_int_equal(wire_group_mark("a", 0, 0, full), -EINVAL);
+	assert_int_equal(wire_group_mark("a", 0x10000, 0, full), -EINVAL);
+	assert_false(wire_group_mark_parse("a+00010000000000000000x", name, &epoch));
+	assert_false(wire_group_mark_parse("a+000100000000000000", name, &epoch));
+	assert_false(wire_group_mark_parse("+00010000000000000000", name, &epoch));
+	assert_false(wire_group_mark_parse("a+0000ffffffffffffffff", name, &epoch));
+	assert_false(wire_group_mark_parse("mark-15", name, &epoch));
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(names), cmocka_unit_test(histogram), cmocka_unit_test(calm), cmocka_unit_test(away),
+		cmocka_unit_test(consistent), cmocka_unit_test(torn_without_holds),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,702 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * Marks that cut the streams of several hosts at one moment: coordinator and host.
+ *
+ * Design. The coordinator is the member with the lowest id. None other is ever
+ * needed: a mark counts only with all members, so whenever one can be made the
+ * lowest is there. That two believe it for a while, by different lists of
+ * members, does no harm: lists have numbers (epochs), a host holds for one mark
+ * at a time, and names are those of one moment.
+ *
+ *   coordinator   IDLE -> PLACING   MARK to all the others
+ *                      -> RELEASING all have PLACED: its own mark, RELEASE to all
+ *                      -> IDLE      all have HELD: declared, here and, told so, there
+ *   host          MARK: places it, holds, PLACED; RELEASE: HELD or BROKEN
+ *
+ * The coordinator places its own mark last: it need hold for no longer than it
+ * takes to say RELEASE.
+ *
+ * A host's hold ends by RELEASE, by the kernel's timer, or here when the
+ * connection to who asked for it is lost.
+ *
+ * Invariants. A host holds for nobody but the coordinator that its own list names, and
+ * no longer than the group's limit. HELD is said only of a hold that has lasted until RELEASE, of
+ * this incarnation. Nothing is declared without all members' HELD, of the epoch
+ * that the mark's name has.
+ *
+ * Context. Pure, one thread.
+ */
+#include "marks.h"
+
+#include <errno.h>
+#include <string.h>
+
+#define NS_PER_MS	1000000ull
+#define NS_PER_S	1000000000ull
+#define ANSWER_NS	(5 * NS_PER_S)	/* to say HELD or BROKEN; nobody holds any more by then */
+#define ASK_NS		(10 * NS_PER_S)	/* a mark that was asked for is tried for so long */
+#define STATE_NS	NS_PER_S	/* each host says how it is */
+#define ASKS_MAX	16
+#define AUTO		"auto"		/* name of marks that nobody asked for */
+
+enum marks_state { IDLE, PLACING, RELEASING };
+
+struct marks {
+	struct marks_ops ops;
+	void *arg;
+	struct marks_member member[MARKS_MEMBERS_MAX];	/* in order of their ids; [0] is the coordinator */
+	unsigned int count, me;		/* me: count when this host is not among them */
+	uint64_t epoch, mark_ns, hold_ns, incarnation;
+	char self_why[160];		/* "": it reads its ring */
+
+	/* as a host */
+	struct {
+		char name[ASR_NAME_BYTES];	/* "": none yet */
+		char from[33];			/* who asked for it; "": this host */
+		uint64_t id;
+		bool on, held;
+	} hold;
+	uint64_t state_due;
+
+	/* as the coordinator */
+	enum marks_state state;
+	char name[ASR_NAME_BYTES];	/* of the mark that is tried */
+	uint64_t due, deadline;		/* of the next; of this one's state */
+	bool asked_for;			/* the mark that is tried is asks[0]'s */
+	struct ask {
+		char name[ASR_NAME_BYTES];
+		char from[33];		/* "": this host */
+		uint64_t until;
+	} asks[ASKS_MAX];
+	unsigned int ask_count;
+
+	uint64_t declared, failed, last_declared_ns;
+	char last_failure[200];
+	struct holds holds, delays;
+};
+
+/* -------------------------------------------------------------- histogram */
+
+static unsigned int bucket_of(uint64_t ns)
+{
+	uint64_t us = ns / 1000;
+	unsigned int octave, i;
+
+	if (us < 8)
+		return (unsigned int)us;
+	octave = 63 - (unsigned int)__builtin_clzll(us);	/* 3 and more */
+	i = 8 * (octave - 2) + (unsigned int)(us >> (octave - 3) & 7);
+	return i < HOLDS_BUCKETS ? i : HOLDS_BUCKETS - 1;
+}
+
+/* First value that is too great for it, in us */
+static uint64_t bucket_end(unsigned int i)
+{
+	return i < 8 ? i + 1 : (uint64_t)(8 + i % 8 + 1) << (i / 8 - 1);
+}
+
+void holds_add(struct holds *h, uint64_t ns, uint64_t times)
+{
+	if (!times)
+		return;
+	h->count += times;
+	h->bucket[bucket_of(ns)] += times;
+	if (ns > h->max_ns)
+		h->max_ns = ns;
+}
+
+uint64_t holds_quantile(const struct holds *h, double q)
+{
+	uint64_t below = 0, end;
+
+	for (unsigned int i = 0; i < HOLDS_BUCKETS; i++) {
+		below += h->bucket[i];
+		if (h->count && (double)below >= q * (double)h->count) {
+			end = bucket_end(i) * 1000;
+			return end < h->max_ns ? end : h->max_ns;
+		}
+	}
+	return h->max_ns;
+}
+
+json_t *holds_json(const struct holds *h)
+{
+	json_t *list = json_array();
+
+	for (unsigned int i = 0; i < HOLDS_BUCKETS; i++)
+		if (h->bucket[i])
+			json_array_append_new(list, json_pack("{s:I, s:I}", "le_us", (json_int_t)bucket_end(i), "count",
+							      (json_int_t)h->bucket[i]));
+	return json_pack("{s:I, s:f, s:f, s:f, s:o}", "count", (json_int_t)h->count,
+			 "p50_us", (double)holds_quantile(h, 0.5) / 1e3, "p99_us", (double)holds_quantile(h, 0.99) / 1e3,
+			 "max_us", (double)h->max_ns / 1e3, "buckets", list);
+}
+
+/* --------------------------------------------------------------- messages */
+
+static const char *const kinds[] = {
+	[MARKS_STATE] = "state", [MARKS_MARK] = "mark", [MARKS_PLACED] = "placed", [MARKS_REFUSED] = "refused",
+	[MARKS_RELEASE] = "release", [MARKS_HELD] = "held", [MARKS_BROKEN] = "broken", [MARKS_DECLARE] = "declare",
+	[MARKS_ASK] = "ask", [MARKS_DONE] = "done", [MARKS_FAILED] = "failed",
+};
+#define KINDS	(sizeof(kinds) / sizeof(kinds[0]))
+
+json_t *marks_msg_json(const struct marks_msg *m, const uint8_t group[ASR_UUID_BYTES])
+{
+	char hex[2 * ASR_UUID_BYTES + 1];
+
+	hex_encode(group, ASR_UUID_BYTES, hex);
+	return json_pack("{s:s, s:s, s:s, s:b, s:I, s:I, s:I, s:I, s:s}", "group", hex, "kind", kinds[m->kind], "name",
+			 m->name, "ready", m->ready, "epoch", (json_int_t)m->epoch, "incarnation",
+			 (json_int_t)m->incarnation, "hold_ns", (json_int_t)m->hold_ns, "time_ns",
+			 (json_int_t)m->time_ns, "text", m->text);
+}
+
+int marks_msg_parse(const json_t *j, struct marks_msg *m, uint8_t group[ASR_UUID_BYTES])
+{
+	const char *hex, *kind, *name, *text;
+	json_int_t epoch, incarnation, hold, time;
+	int ready;
+
+	memset(m, 0, sizeof(*m));
+	if (json_unpack((json_t *)(uintptr_t)j, "{s:s, s:s, s:s, s:b, s:I, s:I, s:I, s:I, s:s}", "group", &hex, "kind",
+			&kind, "name", &name, "ready", &ready, "epoch", &epoch, "incarnation", &incarnation,
+			"hold_ns", &hold, "time_ns", &time, "text", &text) ||
+	    hex_decode(hex, group, ASR_UUID_BYTES) || (*name && name_check("mark", name, NULL)))
+		return -EBADMSG;
+	for (size_t i = 1; i < KINDS && !m->kind; i++)
+		if (!strcmp(kind, kinds[i]))
+			m->kind = (enum marks_kind)i;
+	if (!m->kind || (m->kind != MARKS_STATE && !*name))
+		return -EBADMSG;
+	snprintf(m->name, sizeof(m->name), "%s", name);
+	snprintf(m->text, sizeof(m->text), "%s", text);
+	for (char *p = m->text; *p; p++)	/* it is shown to people, and in logs; half a letter is no JSON */
+		if ((unsigned char)*p < ' ' || (unsigned char)*p >= 0x7f)
+			*p = '?';
+	m->ready = ready;
+	m->epoch = (uint64_t)epoch;
+	m->incarnation = (uint64_t)incarnation;
+	m->hold_ns = (uint64_t)hold;
+	m->time_ns = (uint64_t)time;
+	return 0;
+}
+
+static void send(struct marks *m, const char *to, enum marks_kind kind, const char *name, const char *text)
+{
+	struct marks_msg msg = { .kind = kind };
+
+	snprintf(msg.name, sizeof(msg.name), "%s", name);
+	snprintf(msg.text, sizeof(msg.text), "%s", text ? text : "");
+	m->ops.send(m->arg, to, &msg);
+}
+
+static struct marks_member *member(struct marks *m, const char *host_id)
+{
+	for (unsigned int i = 0; i < m->count; i++)
+		if (!strcmp(m->member[i].host_id, host_id))
+			return &m->member[i];
+	return NULL;
+}
+
+static void set_why(struct marks_member *p, const char *why, uint64_t now)
+{
+	if (!strcmp(p->why, why))
+		return;
+	/* whoever is there for a moment and then not again has not been back */
+	if (!*p->why || !*why)
+		p->since_ns = now;
+	snprintf(p->why, sizeof(p->why), "%s", why);
+}
+
+/* ------------------------------------------------------------------- host */
+
+/* Places the mark and holds: 0, or -errno */
+static int place(struct marks *m, const char *name, const char *from, uint64_t hold_ns)
+{
+	struct asr_mark mark = { .flags = ASR_MARK_HOLD, .hold_ns = hold_ns };
+	int r;
+
+	memcpy(mark.name, name, sizeof(mark.name));
+	r = m->ops.mark(m->arg, &mark);
+	if (r)
+		return r;
+	memcpy(m->hold.name, name, sizeof(m->hold.name));
+	snprintf(m->hold.from, sizeof(m->hold.from), "%s", from);
+	m->hold.id = mark.id;
+	m->hold.on = true;
+	m->hold.held = false;
+	return 0;
+}
+
+/* Ends the hold. True: it had lasted until now */
+static bool let_go(struct marks *m)
+{
+	struct asr_release rel = { .id = m->hold.id };
+
+	if (!m->hold.on)
+		return false;
+	m->hold.on = false;
+	m->hold.held = !m->ops.release(m->arg, &rel) && !rel.broken;
+	holds_add(&m->holds, rel.held_ns, 1);
+	holds_add(&m->delays, rel.held_ns, rel.held);
+	return m->hold.held;
+}
+
+/* All hosts held for it. The kernel looks at its own part once more */
+static int declare(struct marks *m, const char *name)
+{
+	struct asr_mark mark = { .flags = ASR_MARK_DECLARE | ASR_MARK_GROUP, .id = m->hold.id };
+
+	if (strcmp(m->hold.name, name) || m->hold.on || !m->hold.held)
+		return -ESTALE;
+	memcpy(mark.name, name, sizeof(mark.name));
+	m->hold.held = false;		/* it is said once */
+	return m->ops.mark(m->arg, &mark);
+}
+
+static const char *refusal(int r)
+{
+	return r == -ENOSPC ? "its writes are tracked, not captured" : r == -EBUSY ? "it holds for another mark" :
+	       strerror(-r);
+}
+
+static void on_mark(struct marks *m, const char *from, const struct marks_msg *msg)
+{
+	char plain[ASR_NAME_BYTES];
+	uint64_t epoch;
+	int r;
+
+	if (!wire_group_mark_parse(msg->name, plain, &epoch) || epoch != m->epoch || msg->epoch != m->epoch) {
+		send(m, from, MARKS_REFUSED, msg->name, "it knows other members of the group");
+	} else if (strcmp(from, m->member[0].host_id)) {
+		send(m, from, MARKS_REFUSED, msg->name, "it is not the one who makes the marks");
+	} else if (*m->self_why || msg->incarnation != m->incarnation) {
+		send(m, from, MARKS_REFUSED, msg->name, *m->self_why ? m->self_why : "its asrd was started anew");
+	} else if (m->hold.on) {
+		send(m, from, MARKS_REFUSED, msg->name, refusal(-EBUSY));
+	} else {
+		r = place(m, msg->name, from, msg->hold_ns < m->hold_ns ? msg->hold_ns : m->hold_ns);
+		send(m, from, r ? MARKS_REFUSED : MARKS_PLACED, msg->name, r ? refusal(r) : NULL);
+	}
+}
+
+static void on_release(struct marks *m, const char *from, const struct marks_msg *msg)
+{
+	if (strcmp(m->hold.name, msg->name) || strcmp(m->hold.from, from) || !m->hold.on ||
+	    msg->incarnation != m->incarnation)
+		return;		/* refused, or known to be broken */
+	send(m, from, let_go(m) ? MARKS_HELD : MARKS_BROKEN, msg->name, "writes were withheld for longer than may be");
+}
+
+/* ------------------------------------------------------------- coordinator */
+
+static bool is_coordinator(const struct marks *m)
+{
+	return m->count > 1 && m->me == 0;
+}
+
+static void ask_ended(struct marks *m, unsigned int i, const char *mark, const char *why)
+{
+	struct ask a = m->asks[i];
+
+	m->ask_count--;
+	memmove(&m->asks[i], &m->asks[i + 1], (m->ask_count - i) * sizeof(m->asks[0]));
+	if (*a.from)
+		send(m, a.from, mark ? MARKS_DONE : MARKS_FAILED, a.name, mark ? mark : why);
+	else
+		m->ops.asked(m->arg, a.name, mark, why);
+}
+
+static void send_release(struct marks *m)
+{
+	for (unsigned int i = 1; i < m->count; i++) {
+		struct marks_msg msg = { .kind = MARKS_RELEASE, .incarnation = m->member[i].incarnation };
+
+		memcpy(msg.name, m->name, sizeof(msg.name));
+		m->ops.send(m->arg, m->member[i].host_id, &msg);
+	}
+}
+
+__attribute__((format(printf, 2, 3)))
+static void give_up(struct marks *m, const char *fmt, ...)
+{
+	va_list ap;
+
+	if (m->state == PLACING)
+		send_release(m);	/* nobody is to hold for longer than needed */
+	if (!strcmp(m->hold.name, m->name))
+		let_go(m);
+	m->state = IDLE;
+	m->failed++;
+	va_start(ap, fmt);
+	vsnprintf(m->last_failure, sizeof(m->last_failure), fmt, ap);
+	va_end(ap);
+}
+
+static void declared(struct marks *m, uint64_t now)
+{
+	int r = declare(m, m->name);
+
+	/* what was just read by one of them is true: each says it, if it can */
+	for (unsigned int i = 1; i < m->count; i++)
+		send(m, m->member[i].host_id, MARKS_DECLARE, m->name, NULL);
+	m->state = IDLE;
+	m->declared++;
+	m->last_declared_ns = now;
+	if (m->asked_for && m->ask_count) {
+		if (r)
+			ask_ended(m, 0, NULL, "it was not written down here that all hosts had held");
+		else
+			ask_ended(m, 0, m->name, NULL);
+	}
+	m->asked_for = false;
+}
+
+static bool all(const struct marks *m, bool held)
+{
+	for (unsigned int i = 1; i < m->count; i++)
+		if (held ? !m->member[i].held : !m->member[i].placed)
+			return false;
+	return true;
+}
+
+static void all_placed(struct marks *m, uint64_t now)
+{
+	int r = place(m, m->name, "", m->hold_ns);
+
+	if (r) {
+		give_up(m, "this host: %s", refusal(r));
+		return;
+	}
+	m->state = RELEASING;
+	m->deadline = now + ANSWER_NS;
+	send_release(m);
+	if (!let_go(m))
+		give_up(m, "this host: writes were withheld for longer than may be");
+}
+
+/* Can a mark be tried? Else why not, of the first that stands in its way */
+static const struct marks_member *in_the_way(const struct marks *m)
+{
+	for (unsigned int i = 0; i < m->count; i++)
+		if (*m->member[i].why)
+			return &m->member[i];
+	return NULL;
+}
+
+static void begin(struct marks *m, uint64_t now)
+{
+	const struct marks_member *p = in_the_way(m);
+
+	m->asked_for = m->ask_count;
+	if (p) {
+		snprintf(m->last_failure, sizeof(m->last_failure), "host %s: %s", p->host, p->why);
+		return;
+	}
+	if (wire_group_mark(m->asked_for ? m->asks[0].name : AUTO, m->epoch, m->ops.random(m->arg), m->name))
+		return;		/* checked when it was asked for, and the epoch when it came */
+	m->state = PLACING;
+	m->deadline = now + m->hold_ns;
+	for (unsigned int i = 1; i < m->count; i++) {
+		struct marks_msg msg = { .kind = MARKS_MARK, .epoch = m->epoch, .hold_ns = m->hold_ns,
+					 .incarnation = m->member[i].incarnation };
+
+		m->member[i].placed = m->member[i].held = false;
+		memcpy(msg.name, m->name, sizeof(msg.name));
+		m->ops.send(m->arg, m->member[i].host_id, &msg);
+	}
+}
+
+static void coordinate(struct marks *m, struct marks_member *p, const struct marks_msg *msg, uint64_t now)
+{
+	if (m->state == IDLE || strcmp(msg->name, m->name))
+		return;		/* of an earlier one */
+	if (msg->kind == MARKS_REFUSED || msg->kind == MARKS_BROKEN) {
+		give_up(m, "host %s: %s", p->host, msg->text);
+	} else if (msg->kind == MARKS_PLACED && m->state == PLACING) {
+		p->placed = true;
+		if (all(m, false))
+			all_placed(m, now);
+	} else if (msg->kind == MARKS_HELD && m->state == RELEASING) {
+		p->held = true;
+		if (all(m, true))
+			declared(m, now);
+	}
+}
+
+static void expire(struct marks *m, uint64_t now)
+{
+	char late[ASR_NAME_BYTES] = "";
+
+	if (m->state == IDLE || now < m->deadline)
+		return;
+	for (unsigned int i = 1; i < m->count && !*late; i++)
+		if (m->state == PLACING ? !m->member[i].placed : !m->member[i].held)
+			memcpy(late, m->member[i].host, sizeof(late));
+	if (m->state == PLACING)
+		give_up(m, "host %s: no answer within %llu ms", late, (unsigned long long)(m->hold_ns / NS_PER_MS));
+	else
+		give_up(m, "host %s: did not say that it has held", late);
+}
+
+/* ------------------------------------------------------------------ events */
+
+static int push_ask(struct marks *m, const char *name, const char *from, uint64_t now)
+{
+	struct ask *a = &m->asks[m->ask_count];
+	char full[ASR_NAME_BYTES];
+
+	if (wire_group_mark(name, 1, 0, full))
+		return -EINVAL;
+	if (m->ask_count == ASKS_MAX)
+		return -EBUSY;
+	snprintf(a->name, sizeof(a->name), "%s", name);
+	snprintf(a->from, sizeof(a->from), "%s", from);
+	a->until = now + ASK_NS;
+	m->ask_count++;
+	return 0;
+}
+
+static void on_state(struct marks *m, struct marks_member *p, const struct marks_msg *msg, uint64_t now,
+		     uint64_t time_real)
+{
+	p->incarnation = msg->incarnation;
+	p->epoch = msg->epoch;
+	p->ready = msg->ready;
+	p->skew_ns = (int64_t)(msg->time_ns - time_real);
+	if (!msg->ready)
+		set_why(p, *msg->text ? msg->text : "it does not read its ring", now);
+	else if (msg->epoch != m->epoch)
+		set_why(p, "it knows other members of the group", now);
+	else
+		set_why(p, "", now);
+}
+
+void marks_message(struct marks *m, const char *host_id, const struct marks_msg *msg, uint64_t now,
+		   uint64_t time_real)
+{
+	struct marks_member *p = member(m, host_id);
+
+	if (!p || m->me == m->count || p == &m->member[m->me])
+		return;
+	switch (msg->kind) {
+	case MARKS_STATE:
+		on_state(m, p, msg, now, time_real);
+		break;
+	case MARKS_MARK:
+		on_mark(m, host_id, msg);
+		break;
+	case MARKS_RELEASE:
+		on_release(m, host_id, msg);
+		break;
+	case MARKS_DECLARE:
+		if (!strcmp(m->hold.from, host_id))
+			declare(m, msg->name);
+		break;
+	case MARKS_ASK:
+		if (!is_coordinator(m))
+			send(m, host_id, MARKS_FAILED, msg->name, "it is not the one who makes the marks");
+		else if (push_ask(m, msg->name, host_id, now))
+			send(m, host_id, MARKS_FAILED, msg->name, "too many marks are being waited for");
+		break;
+	case MARKS_DONE:
+	case MARKS_FAILED:
+		for (unsigned int i = 0; i < m->ask_count; i++)
+			if (!*m->asks[i].from && !strcmp(m->asks[i].name, msg->name)) {
+				ask_ended(m, i, msg->kind == MARKS_DONE ? msg->text : NULL, msg->text);
+				break;
+			}
+		break;
+	default:
+		coordinate(m, p, msg, now);
+	}
+}
+
+static void say_state(struct marks *m, const char *to, uint64_t time_real)
+{
+	struct marks_msg msg = { .kind = MARKS_STATE, .incarnation = m->incarnation, .epoch = m->epoch,
+				 .ready = !*m->self_why, .time_ns = time_real };
+
+	snprintf(msg.text, sizeof(msg.text), "%s", m->self_why);
+	m->ops.send(m->arg, to, &msg);
+}
+
+void marks_peer(struct marks *m, const char *host_id, bool up, const char *why, uint64_t now)
+{
+	struct marks_member *p = member(m, host_id);
+
+	if (!p || m->me == m->count || p == &m->member[m->me])
+		return;
+	p->up = up;
+	p->ready = false;
+	set_why(p, up ? "connected, it has not said yet how it is" : why, now);
+	m->state_due = 0;	/* tell it at once */
+	if (up)
+		return;
+	if (m->hold.on && !strcmp(m->hold.from, host_id))
+		let_go(m);
+	if (m->state != IDLE)
+		give_up(m, "host %s: %s", p->host, why);
+}
+
+void marks_self(struct marks *m, uint64_t incarnation, const char *why, uint64_t now)
+{
+	if (m->incarnation == incarnation && !strcmp(m->self_why, why ? why : ""))
+		return;
+	if (m->incarnation != incarnation) {
+		m->hold.on = m->hold.held = false;	/* the kernel ended it with the consumer that was */
+		m->hold.name[0] = 0;
+		if (m->state != IDLE)
+			give_up(m, "this host: its asrd reads the ring anew");
+	}
+	m->incarnation = incarnation;
+	snprintf(m->self_why, sizeof(m->self_why), "%s", why ? why : "");
+	if (m->me < m->count)
+		set_why(&m->member[m->me], m->self_why, now);
+	m->state_due = 0;
+}
+
+void marks_set(struct marks *m, const char *me, uint64_t epoch, uint64_t mark_ms, uint64_t hold_ms,
+	       const struct marks_member *list, unsigned int count, uint64_t now)
+{
+	struct marks_member old[MARKS_MEMBERS_MAX];
+	unsigned int old_count = m->count;
+
+	m->mark_ns = mark_ms * NS_PER_MS;
+	m->hold_ns = hold_ms * NS_PER_MS;
+	if (m->hold_ns > ASR_HOLD_MAX_NS)
+		m->hold_ns = ASR_HOLD_MAX_NS;
+	if (epoch == m->epoch && count == m->count)
+		return;		/* within an epoch they are the same */
+	if (m->state != IDLE)
+		give_up(m, "the members of the group have changed");
+	memcpy(old, m->member, sizeof(old));
+	m->epoch = epoch;
+	m->count = count < MARKS_MEMBERS_MAX ? count : MARKS_MEMBERS_MAX;
+	m->me = m->count;
+	for (unsigned int i = 0; i < m->count; i++) {
+		m->member[i] = list[i];
+		m->member[i].since_ns = now;
+		snprintf(m->member[i].why, sizeof(m->member[i].why), "%s", "not connected yet");
+		for (unsigned int k = 0; k < old_count; k++)
+			if (!strcmp(old[k].host_id, list[i].host_id))
+				m->member[i] = old[k];
+		if (!strcmp(list[i].host_id, me)) {
+			m->me = i;
+			set_why(&m->member[i], m->self_why, now);
+		} else if (m->member[i].up && m->member[i].epoch != epoch) {
+			set_why(&m->member[i], "it knows other members of the group", now);
+		}
+	}
+	m->state_due = 0;
+}
+
+/* Those that were asked for too long ago */
+static void expire_asks(struct marks *m, uint64_t now)
+{
+	for (unsigned int i = m->state != IDLE && m->asked_for; i < m->ask_count; )
+		if (now >= m->asks[i].until)
+			ask_ended(m, i, NULL, *m->last_failure ? m->last_failure : "no answer");
+		else
+			i++;
+}
+
+uint64_t marks_tick(struct marks *m, uint64_t now, uint64_t time_real)
+{
+	uint64_t due;
+
+	if (m->count < 2 || m->me == m->count)
+		return 0;
+	expire(m, now);
+	expire_asks(m, now);
+	if (now >= m->state_due) {
+		for (unsigned int i = 0; i < m->count; i++)
+			if (i != m->me && m->member[i].up)
+				say_state(m, m->member[i].host_id, time_real);
+		m->state_due = now + STATE_NS;
+	}
+	if (is_coordinator(m) && m->state == IDLE && ((m->mark_ns && now >= m->due) || m->ask_count)) {
+		if (now >= m->due)
+			m->due = now + m->mark_ns;
+		begin(m, now);
+	}
+	due = m->state_due;
+	if (m->state != IDLE && m->deadline < due)
+		due = m->deadline;
+	if (is_coordinator(m) && m->state == IDLE && m->mark_ns && m->due < due)
+		due = m->due;
+	if (m->ask_count && now + 100 * NS_PER_MS < due)
+		due = now + 100 * NS_PER_MS;
+	return due;
+}
+
+int marks_ask(struct marks *m, const char *name, uint64_t now)
+{
+	int r = push_ask(m, name, "", now);
+
+	if (r || is_coordinator(m) || !m->count)
+		return r;
+	m->asks[m->ask_count - 1].until += 2 * NS_PER_S;	/* the coordinator knows better why not */
+	send(m, m->member[0].host_id, MARKS_ASK, name, NULL);
+	return 0;
+}
+
+/* -------------------------------------------------------------------- life */
+
+int marks_create(const struct marks_ops *ops, void *arg, struct marks **out)
+{
+	struct marks *m = calloc(1, sizeof(*m));
+
+	if (!m)
+		return -ENOMEM;
+	m->ops = *ops;
+	m->arg = arg;
+	snprintf(m->self_why, sizeof(m->self_why), "%s", "it does not read its ring");
+	*out = m;
+	return 0;
+}
+
+void marks_destroy(struct marks *m)
+{
+	free(m);
+}
+
+bool marks_wanted(const struct marks *m)
+{
+	return m->count > 1 && m->me < m->count;
+}
+
+uint64_t marks_epoch(const struct marks *m)
+{
+	return m->epoch;
+}
+
+const struct marks_member *marks_member(const struct marks *m, unsigned int i)
+{
+	return i < m->count ? &m->member[i] : NULL;
+}
+
+json_t *marks_json(const struct marks *m, uint64_t now, uint64_t time_real)
+{
+	const struct marks_member *p = in_the_way(m);
+	json_t *hosts = json_array();
+	char when[40];
+
+	for (unsigned int i = 0; i < m->count; i++) {
+		const struct marks_member *h = &m->member[i];
+
+		json_array_append_new(hosts, json_pack("{s:s, s:s, s:b, s:s, s:s, s:f}", "host", h->host, "host_id",
+			h->host_id, "here", i == m->me, "since",
+			time_format(time_real - (now - h->since_ns), when), "trouble", h->why, "skew_s",
+			(double)h->skew_ns / 1e9));
+	}
+	return json_pack("{s:I, s:f, s:f, s:s?, s:I, s:I, s:o, s:s?, s:s, s:o, s:o, s:o}",
+			 "epoch", (json_int_t)m->epoch, "interval_s", (double)m->mark_ns / 1e9,
+			 "hold_limit_s", (double)m->hold_ns / 1e9, "coordinator", m->count ? m->member[0].host : NULL,
+			 "declared", (json_int_t)m->declared, "failed", (json_int_t)m->failed,
+			 "last_declared", m->last_declared_ns ?
+			 json_string(time_format(time_real - (now - m->last_declared_ns), when)) : json_null(),
+			 "waits_for", p ? p->host : NULL, "last_failure", m->last_failure,
+			 "holds", holds_json(&m->holds), "delayed_at_most", holds_json(&m->delays), "hosts", hosts);
+}
