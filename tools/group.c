@@ -149,8 +149,8 @@ int group_interval(const struct args *a, struct why *why)
 	int err;
 
 	if (milliseconds(a->words[1], &ms) || (ms && (ms < 100 || ms > 3600000)))
-		return why_set(why, EINVAL, "bad interval \"%.40s\": 100ms to 1h is right, or 0: no points of all hosts "
-			       "but those that are asked for", a->words[1]);
+		return why_set(why, EINVAL, "bad interval \"%.40s\": 100ms to 1h is right, or 0: no points of all "
+			       "hosts but those that are asked for", a->words[1]);
 	if (hold && (milliseconds(hold, &hold_ms) || !hold_ms || hold_ms > 1000))
 		return why_set(why, EINVAL, "bad hold \"%.40s\": 1ms to 1s is right", hold);
 	parameters = json_pack("{s:s, s:I}", "name", a->words[0], "mark_ms", (json_int_t)ms);

@@ -210,7 +210,8 @@ static int source_parameters(json_t *p, struct catalog_group *g, uint8_t *stream
 static int group_create(const struct groupcall *c, json_t *p, json_t **answer, const char **code, struct why *why)
 {
 	cleanup_free uint8_t *wrapped = malloc(WRAPPED_MAX);
-	struct catalog_group old, g = { .generation = 1, .epoch = 1, .mark_ms = GROUP_MARK_MS, .hold_ms = GROUP_HOLD_MS };
+	struct catalog_group old, g = { .generation = 1, .epoch = 1, .mark_ms = GROUP_MARK_MS,
+					.hold_ms = GROUP_HOLD_MS };
 	bool added = false;
 	size_t bytes = 0;
 	int ret = wrapped ? source_parameters(p, &g, g.stream, wrapped, &bytes, why) : -ENOMEM;

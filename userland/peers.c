@@ -452,8 +452,8 @@ void peers_mark(struct group *g, const char *name, struct control_call *call)
 	if (r) {
 		control_on_gone(call, NULL, NULL);
 		if (r == -EINVAL)
-			control_error(call, "bad name \"%s\" for a mark of several hosts: no +, and at most %d characters",
-				      name, WIRE_GROUP_MARK_NAME);
+			control_error(call, "bad name \"%s\" for a mark of several hosts: no +, and at most %d "
+				      "characters", name, WIRE_GROUP_MARK_NAME);
 		else
 			control_error(call, r == -EEXIST ? "a mark %s is being made" : "no mark %s: too many are being "
 				      "made", name);
