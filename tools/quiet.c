@@ -537,13 +537,14 @@ static int look(struct quiet *q, const struct args *a, struct why *why)
 	return err;
 }
 
-/* asrd knows; without it, nobody asks for a point of several hosts */
+/* asrd knows; where it does not run, nobody makes points of several hosts */
 static bool on_several_hosts(const struct args *a)
 {
 	cleanup_json group = NULL;
+	int err = daemon_call(a, "io.asr.Group.Show", json_pack("{s:s}", "name", a->words[0]), &group, NULL);
 
-	return !daemon_call(a, "io.asr.Group.Show", json_pack("{s:s}", "name", a->words[0]), &group, NULL) &&
-	       json_is_object(json_object_get(group, "marks"));
+	/* a group that asrd does not know may be in the kernel all the same: the mark says so */
+	return !err && !json_is_null(json_object_get(group, "marks"));
 }
 
 int quiet_run(const struct args *a, const char *mark, json_t **answer, struct why *why)

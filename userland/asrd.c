@@ -13,6 +13,7 @@
  * It ends at once on SIGTERM: what is not durable stays in the ring and in the
  * dirty map, and the next asrd goes on from there.
  */
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -112,13 +113,15 @@ static int configure_spool(const char *key, const char *value, struct options *o
 static int configure_peers(const char *key, const char *value, struct options *o, struct why *why)
 {
 	char host[256], port[8];
+	uint8_t number[16];
 	struct why bad;
 
 	if (strcmp(key, "listen") && strcmp(key, "address"))
 		return -ENOENT;
-	if (address_split(value, host, port, &bad) || (!*host && !strcmp(key, "address")))
+	if (address_split(value, host, port, &bad) || (!strcmp(key, "address") &&
+	    inet_pton(AF_INET, host, number) != 1 && inet_pton(AF_INET6, host, number) != 1))
 		return why_set(why, EINVAL, "%s = %s: %s is right", key, value, strcmp(key, "listen") ?
-			       "ADDR:PORT, as other hosts reach this one," : "ADDR:PORT or :PORT");
+			       "ADDR:PORT, as other hosts reach this one, ADDR as a number," : "ADDR:PORT or :PORT");
 	return set_string(strcmp(key, "listen") ? &o->peers_address : &o->peers_listen, value);
 }
 

@@ -372,14 +372,15 @@ static void host_row(sqlite3_stmt *st, struct catalog_host *h)
 int catalog_host_find(struct catalog *cat, const char *name, struct catalog_host *h, struct why *why)
 {
 	sqlite3_stmt *st;
-	int ret = run(cat, why, &st, "SELECT " HOST_COLUMNS " FROM host WHERE id = ? OR name = ?", "ss", name, name);
+	int ret = run(cat, why, &st, "SELECT " HOST_COLUMNS " FROM host WHERE id = ? OR name = ? "
+		      "ORDER BY id = ? DESC", "sss", name, name, name);
 
 	if (ret)
 		return ret;
 	ret = step(cat, st, why);
 	if (ret > 0) {
 		host_row(st, h);
-		ret = step(cat, st, why);
+		ret = strcmp(h->id, name) ? step(cat, st, why) : 0;
 		ret = !ret ? 1 : ret < 0 ? ret :
 		      why_set(why, EINVAL, "this vault knows several hosts %.64s: give the id", name);
 	}
@@ -584,12 +585,29 @@ int catalog_member_leave(struct catalog *cat, const struct catalog_group *g, con
 	ret = run(cat, why, NULL, "UPDATE member SET gone = ? WHERE grp = ? AND host_id = ? AND gone = 0", "ibs",
 		  now_real_ns(), g->uuid, host_id);
 	if (!ret)
-		ret = run(cat, why, NULL, "UPDATE grp SET epoch = ? WHERE uuid = ?", "ib", g->epoch, g->uuid);
+		ret = run(cat, why, NULL, "UPDATE grp SET epoch = ?, deleted = ? WHERE uuid = ?", "iib", g->epoch,
+			  g->deleted_ns, g->uuid);
 	if (!ret)
 		ret = run(cat, why, NULL, "COMMIT", "");
 	if (ret)
 		run(cat, NULL, NULL, "ROLLBACK", "");
 	return ret;
+}
+
+int catalog_member_refuse(struct catalog *cat, const uint8_t group[ASR_UUID_BYTES], const char *host_id,
+			  struct why *why)
+{
+	static const uint8_t none[ASR_UUID_BYTES];
+	int ret = run(cat, why, NULL, "DELETE FROM member WHERE grp = ? AND host_id = ? AND stream = ?", "bsb", group,
+		      host_id, none);
+
+	return ret || sqlite3_changes(cat->db) ? ret : -ENOENT;
+}
+
+int catalog_member_first(struct catalog *cat, const struct catalog_group *g, struct why *why)
+{
+	return run(cat, why, NULL, "INSERT OR IGNORE INTO member VALUES(?,?,?,?,0)", "bsbi", g->uuid, g->host_id,
+		   g->stream, g->created_ns);
 }
 
 void catalog_audit(struct catalog *cat, const char *who, const char *what, const char *detail)

@@ -116,7 +116,7 @@ static bool cut_of(const struct index *ix, const struct entry *e, size_t n, stru
 		   struct cut *c)
 {
 	const struct seg_event *first = event_of(ix, e);
-	bool declared = false, timed = false;
+	bool declared = false, any = false;
 
 	memset(parts, 0, ix->count * sizeof(*parts));
 	for (size_t i = 0; i < n; i++) {
@@ -137,10 +137,12 @@ static bool cut_of(const struct index *ix, const struct entry *e, size_t n, stru
 		c->at[s] = (struct cut_at){ parts[s].mark->seg, parts[s].mark->event };
 		declared |= parts[s].group;
 		c->app &= parts[s].app;
-		if (!timed)
-			c->time_ns = event_of(ix, parts[s].mark)->time_ns;
-		timed = true;
+		if (!any || strcmp(index_host_id(ix, s), index_host_id(ix, c->first)) < 0)
+			c->first = s;
+		any = true;
 	}
+	if (any)
+		c->time_ns = event_of(ix, parts[c->first].mark)->time_ns;
 	return c->hosts && declared;
 }
 
@@ -148,9 +150,12 @@ static int cut_cmp(const void *a, const void *b)
 {
 	const struct cut *x = a, *y = b;
 
-	if (x->time_ns != y->time_ns)
-		return x->time_ns < y->time_ns ? -1 : 1;
-	return strcmp(x->name, y->name);
+	/* as they stand in the stream, for a clock may step back; those of one epoch have one first stream */
+	if (x->epoch != y->epoch)
+		return x->epoch < y->epoch ? -1 : 1;
+	if (x->at[x->first].seg != y->at[y->first].seg)
+		return x->at[x->first].seg < y->at[y->first].seg ? -1 : 1;
+	return x->at[x->first].event < y->at[y->first].event ? -1 : 1;
 }
 
 int cuts_make(struct index *ix, struct cuts *c, struct why *why)
@@ -204,6 +209,7 @@ struct wish {
 	struct point *p;
 	struct why *why;
 	size_t found;
+	bool member;			/* whose stream p is in */
 };
 
 static bool of_host(const struct wish *w, size_t stream)
@@ -213,20 +219,25 @@ static bool of_host(const struct wish *w, size_t stream)
 	return !slash || (strlen(host) == (size_t)(slash - w->disk) && !strncmp(host, w->disk, strlen(host)));
 }
 
-/* Is the disk in the stream at that point? Then it is the one, if it is the only one */
+/*
+ * Is the disk in the stream at that point? Then it is the one, if it is the only one. The stream of a host that is
+ * in the group goes before one that was left, of a host that came back, say.
+ */
 static int consider(struct wish *w, const struct point *p)
 {
 	cleanup_free struct point_disk *disks = NULL;
-	size_t count;
+	bool member = index_is_member(w->ix, p->stream);
+	size_t count, i = 0;
 	int ret = point_disks(w->ix, p, &disks, &count, w->why);
 
-	for (size_t i = 0; !ret && i < count; i++)
-		if (!strcmp(disks[i].name, point_disk_name(w->disk))) {
-			*w->p = *p;
-			w->found++;
-			break;
-		}
-	return ret;
+	while (!ret && i < count && strcmp(disks[i].name, point_disk_name(w->disk)))
+		i++;
+	if (ret || i == count || (w->found && w->member && !member))
+		return ret;
+	w->found = w->found && w->member == member ? w->found + 1 : 1;
+	w->member = member;
+	*w->p = *p;
+	return 0;
 }
 
 static int chosen(const struct wish *w)
@@ -301,16 +312,38 @@ static int by_time(struct wish *w, const struct cuts *c, uint64_t ns)
 		       time_format(c->cut[0].time_ns, a), time_format(c->cut[c->count - 1].time_ns, b));
 }
 
-static int by_name(struct wish *w, const struct cuts *c, const char *name)
+/* Was the group on this stream's host alone when its mark was made? */
+static bool made_alone(const struct index *ix, size_t stream, const struct seg_event *e, bool *in)
+{
+	return e->kind == ASR_KIND_MARK && !(e->flags & ASR_MARK_DECLARE) && !is_group_mark(e) &&
+	       index_epoch(ix, index_epoch_at(ix, e->time_ns), in) == 1 && in[stream];
+}
+
+static int by_name(struct wish *w, const struct cuts *c, const char *name, bool *in)
 {
 	char plain[ASR_NAME_BYTES];
+	struct point p;
 	uint64_t epoch;
+	int ret;
 
 	for (size_t i = c->count; i > 0; i--) {
 		wire_group_mark_parse(c->cut[i - 1].name, plain, &epoch);
 		if (!strcmp(c->cut[i - 1].name, name) || !strcmp(plain, name))
 			return of_cut(w, &c->cut[i - 1]);
 	}
+	for (size_t s = 0; s < w->ix->count; s++)
+		for (size_t k = w->ix->streams[s].count; k > 0; k--) {
+			const struct seg_table *t = &w->ix->streams[s].segs[k - 1].table;
+
+			for (uint32_t e = t->foot.events; e > 0; e--)
+				if (!strcmp(t->events[e - 1].name, name) &&
+				    made_alone(w->ix, s, &t->events[e - 1], in)) {
+					ret = point_behind(w->ix, s, k - 1, e - 1, &p, w->why);
+					if (!ret)
+						ret = consider(w, &p);
+					return ret ? ret : chosen(w);
+				}
+		}
 	return why_set(w->why, ENOENT, "no mark \"%.64s\" that all hosts of group %s have had and held for; "
 		       "`asrctl point list` has those there are, host:name:... is of one host alone", name,
 		       w->ix->name);
@@ -338,7 +371,7 @@ static int resolve(struct wish *w, const char *text, const struct cuts *c, bool 
 		return alone(w, ns, in) ? of_streams(w, text, in) : by_time(w, c, ns);
 	}
 	if (!strncmp(text, "name:", 5))
-		return by_name(w, c, text + 5);
+		return by_name(w, c, text + 5, in);
 	if (!strncmp(text, "seq:", 4) && alone(w, UINT64_MAX, in))
 		return of_streams(w, text, in);
 	if (!strncmp(text, "seq:", 4))
@@ -378,6 +411,30 @@ static json_t *time_json(const struct cuts *c, size_t i)
 	return i < c->count ? json_string(time_format(c->cut[i].time_ns, when)) : json_null();
 }
 
+/* Those of the times when the group was on one host; what was said of them is not looked for */
+static int list_alone(const struct index *ix, json_t *marks)
+{
+	cleanup_free bool *in = calloc(ix->count + 1, sizeof(*in));
+	char when[40];
+
+	for (size_t s = 0; in && s < ix->count; s++)
+		for (size_t k = 0; k < ix->streams[s].count; k++) {
+			const struct seg_table *t = &ix->streams[s].segs[k].table;
+
+			for (uint32_t i = 0; i < t->foot.events; i++) {
+				const struct seg_event *e = &t->events[i];
+
+				if (!made_alone(ix, s, e, in))
+					continue;
+				json_array_append_new(marks, json_pack("{s:s,s:s,s:s,s:i,s:s,s:b}", "name", e->name,
+					"mark", e->name, "time", time_format(e->time_ns, when), "hosts", 1,
+					"consistency", e->consistent ? "crash" : "none", "consistent",
+					e->consistent));
+			}
+		}
+	return in ? 0 : -ENOMEM;
+}
+
 json_t *cut_list_json(struct index *ix, struct why *why)
 {
 	json_t *marks = json_array();
@@ -385,12 +442,12 @@ json_t *cut_list_json(struct index *ix, struct why *why)
 	char plain[ASR_NAME_BYTES];
 	struct cuts c;
 
-	if (cuts_make(ix, &c, why)) {
+	if (list_alone(ix, marks) || cuts_make(ix, &c, why)) {
 		json_decref(marks);
 		return NULL;
 	}
 	for (size_t i = 0; i < c.count; i++) {
-		if (i && c.cut[i].time_ns - c.cut[i - 1].time_ns > gap)
+		if (i && c.cut[i].time_ns > c.cut[i - 1].time_ns && c.cut[i].time_ns - c.cut[i - 1].time_ns > gap)
 			gap = c.cut[i].time_ns - c.cut[i - 1].time_ns;
 		wire_group_mark_parse(c.cut[i].name, plain, &epoch);
 		json_array_append_new(marks, json_pack("{s:s,s:s,s:o,s:I,s:s,s:b}", "name", plain, "mark",

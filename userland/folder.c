@@ -34,6 +34,8 @@ static int json_write(const char *path, const json_t *root, struct why *why)
 
 	if (!text)
 		return why_set(why, ENOMEM, "out of memory");
+	if (strlen(text) >= GROUP_JSON_MAX)
+		return why_set(why, EFBIG, "%s would have more than 1 MiB: the group has had too many members", path);
 	return file_write(path, 0600, text, strlen(text), why);
 }
 
@@ -72,18 +74,20 @@ int folder_key(const char *dir, const uint8_t group[ASR_UUID_BYTES], const uint8
 	       const uint8_t *wrapped, size_t bytes, struct why *why)
 {
 	cleanup_free char *segments = folder_path(dir, group, "segments"), *key = NULL;
+	cleanup_free char *old = folder_path(dir, group, "wrapped.key");
 	char name[SEG_NAME_BYTES], hex[2 * ASR_UUID_BYTES + 1];
 	int ret;
 
 	hex_encode(stream, ASR_UUID_BYTES, hex);
 	snprintf(name, sizeof(name), "wrapped-%s.key", hex);
 	key = folder_path(dir, group, name);
-	if (!segments || !key)
+	if (!segments || !key || !old)
 		return why_set(why, ENOMEM, "out of memory");
 	ret = dir_make(segments, 0700, why);
 	if (!ret)
 		ret = entries_sync(dir, why);
-	if (!ret && !(access(key, F_OK) == 0 && has_history(segments, hex)))
+	/* of a first version's group, in its place: wrapped.key */
+	if (!ret && !((!access(key, F_OK) || !access(old, F_OK)) && has_history(segments, hex)))
 		ret = file_write(key, 0600, wrapped, bytes, why);
 	return ret;
 }
@@ -103,24 +107,37 @@ static json_t *streams_now(json_t *members, bool left_too)
 /* An epoch that a crash has left half made is made anew */
 static void epoch_set(json_t *root, const struct catalog_group *g, json_t *members)
 {
-	json_t *epochs = json_object_get(root, "epochs"), *e;
+	json_t *epochs = json_object_get(root, "epochs"), *e, *now = streams_now(members, false);
 	char when[40];
 	size_t i = 0;
 
 	if (!json_is_array(epochs)) {
 		epochs = json_array();
+		if (g->epoch > 1)	/* before groups had members it was on its first host */
+			json_array_append_new(epochs, json_pack("{s:i, s:s, s:[O*]}", "epoch", 1, "begun",
+				time_format(g->created_ns, when), "streams",
+				json_object_get(json_array_get(members, 0), "stream")));
 		json_object_set_new(root, "epochs", epochs);
 	}
 	while (i < json_array_size(epochs)) {
+		uint64_t epoch = (uint64_t)json_integer_value(json_object_get(json_array_get(epochs, i), "epoch"));
+
 		e = json_array_get(epochs, i);
-		if ((uint64_t)json_integer_value(json_object_get(e, "epoch")) >= g->epoch)
-			json_array_remove(epochs, i);
-		else
+		if (epoch == g->epoch && json_equal(json_object_get(e, "streams"), now)) {
+			json_decref(now);	/* only what came behind it is undone */
+			now = NULL;
 			i++;
+		} else if (epoch >= g->epoch) {
+			json_array_remove(epochs, i);
+		} else {
+			i++;
+		}
 	}
+	if (!now)
+		return;
 	json_array_append_new(epochs, json_pack("{s:I, s:s, s:o}", "epoch", (json_int_t)g->epoch, "begun",
 						time_format(g->epoch > 1 ? now_real_ns() : g->created_ns, when),
-						"streams", streams_now(members, false)));
+						"streams", now));
 }
 
 int folder_make(const char *dir, const struct catalog_group *g, json_t *members, struct why *why)
@@ -151,12 +168,15 @@ int folder_make(const char *dir, const struct catalog_group *g, json_t *members,
 	return json_write(meta, root, why);
 }
 
-json_t *folder_members(const char *dir, const uint8_t group[ASR_UUID_BYTES], struct why *why)
+json_t *folder_members(const char *dir, const uint8_t group[ASR_UUID_BYTES], uint64_t *epoch, struct why *why)
 {
 	cleanup_free char *path = folder_path(dir, group, "group.json"), *text = NULL;
 	cleanup_json root = NULL;
+	const json_t *e;
+	size_t i;
 	int ret = path ? file_read(path, GROUP_JSON_MAX, &text, NULL, NULL) : -ENOMEM;
 
+	*epoch = 0;
 	if (ret == -ENOENT)
 		return json_array();
 	root = ret ? NULL : json_loads(text, 0, NULL);
@@ -164,6 +184,8 @@ json_t *folder_members(const char *dir, const uint8_t group[ASR_UUID_BYTES], str
 		why_set(why, ret ? -ret : EBADMSG, "%s: %s", path, ret ? strerror(-ret) : "damaged");
 		return NULL;
 	}
+	json_array_foreach(json_object_get(root, "epochs"), i, e)
+		*epoch = (uint64_t)json_integer_value(json_object_get(e, "epoch"));
 	if (!json_is_array(json_object_get(root, "members")))	/* before groups had members */
 		return json_pack("[{s:O, s:O, s:O, s:O, s:n}]", "host", json_object_get(root, "host"), "stream",
 				 json_array_get(json_object_get(root, "streams"), 0), "recipients",

@@ -6,8 +6,10 @@
  * The first is who made it; others join when a member has admitted them. Each
  * change of the members begins an epoch, whose number the group's marks carry:
  * so a mark says for itself which streams it must be in. The folder has the new
- * epoch before the catalogue does; what a crash leaves in between is an epoch
- * that nobody was told of, and the next change makes it anew.
+ * epoch of a join before the catalogue does, for nobody makes marks for it
+ * before; that of one who leaves after it, for with fewer hosts more moments are
+ * points. What a crash leaves in between is put right by the catalogue when a
+ * stream is opened, and at the next change.
  *
  * Invariants: a host learns of a group, and changes it, only as a member or,
  * by its name, when admitted.
@@ -21,6 +23,7 @@
 
 #define WRAPPED_MAX	65536
 #define RECIPIENTS_MAX	64
+#define RECIPIENT_MAX	512		/* characters of the line that tells who it is */
 #define MEMBERS_MAX	64
 
 static const char *text_of(const json_t *p, const char *key)
@@ -77,7 +80,7 @@ static bool recipients_ok(const json_t *list)
 	if (!json_is_array(list) || !json_array_size(list) || json_array_size(list) > RECIPIENTS_MAX)
 		return false;
 	json_array_foreach(list, i, v)
-		if (!json_is_string(v))
+		if (!json_is_string(v) || json_string_length(v) > RECIPIENT_MAX)
 			return false;
 	return true;
 }
@@ -89,7 +92,7 @@ struct roll {
 	const struct groupcall *c;
 	json_t *list;			/* of those who are in it */
 	struct catalog_member mine;	/* host_id "": this host has none */
-	bool admitted;
+	bool admitted, any;
 	unsigned int members;
 };
 
@@ -99,6 +102,7 @@ static int each_member(const struct catalog_member *m, void *arg)
 	bool mine = !strcmp(m->host_id, r->c->host_id);
 	char stream[33], when[40];
 
+	r->any = true;
 	if (m->gone_ns)
 		return 0;
 	r->admitted |= mine && !m->joined_ns;
@@ -139,6 +143,13 @@ static int own_group(const struct groupcall *c, json_t *p, struct catalog_group 
 	ret = catalog_group_get(c->cat, uuid, g, why);
 	if (!ret)
 		ret = roll_call(c, g, r, why);
+	if (!ret && !r->any) {
+		json_decref(r->list);
+		r->list = NULL;
+		ret = catalog_member_first(c->cat, g, why);
+		if (!ret)
+			ret = roll_call(c, g, r, why);
+	}
 	if (ret)
 		return fail(code, ret == -ENOENT ? "unknown-group" : "vault-failed", ret);
 	/* who made a group that was deleted may ask again; its history stays that host's */
@@ -147,30 +158,50 @@ static int own_group(const struct groupcall *c, json_t *p, struct catalog_group 
 	return fail(code, "not-allowed", why_set(why, EACCES, "that group is another host's"));
 }
 
-/* The members as the folder has them: one more, or one less */
-static int roll_change(const struct groupcall *c, const struct catalog_group *g, json_t *add, const char *gone,
-		       struct why *why)
+static const json_t *of_stream(const json_t *list, const char *stream)
 {
-	cleanup_json members = folder_members(c->dir, g->uuid, why);
+	const json_t *m;
+	size_t i;
+
+	json_array_foreach(list, i, m)
+		if (!strcmp(text_of(m, "stream"), stream))
+			return m;
+	return NULL;
+}
+
+/*
+ * The folder as of g and of the roll, which the catalogue has, without the host gone, and with add (stolen;
+ * both may be NULL). Whoever else the folder has as a member is one that a crash left there.
+ */
+static int roll_write(const struct groupcall *c, const struct catalog_group *g, const json_t *roll, const char *gone,
+		      json_t *add, struct why *why)
+{
+	uint64_t epoch;
+	cleanup_json members = folder_members(c->dir, g->uuid, &epoch, why);
+	cleanup_json mine = add;
 	json_t *m;
 	char when[40];
 	size_t i;
 
-	if (!members) {
-		json_decref(add);
+	if (!members)
 		return -EIO;
-	}
-	json_array_foreach(members, i, m)
-		if (gone && !strcmp(text_of(m, "host"), gone) && json_is_null(json_object_get(m, "left")))
+	for (i = 0; add && i < json_array_size(members); )
+		if (!strcmp(text_of(json_array_get(members, i), "stream"), text_of(add, "stream")))
+			json_array_remove(members, i);
+		else
+			i++;
+	json_array_foreach(members, i, m) {
+		const json_t *in = of_stream(roll, text_of(m, "stream"));
+
+		if (in && !*text_of(m, "name"))
+			json_object_set(m, "name", json_object_get(in, "host"));
+		if (in && !(gone && !strcmp(text_of(in, "host_id"), gone)))
+			json_object_set_new(m, "left", json_null());
+		else if (json_is_null(json_object_get(m, "left")))
 			json_object_set_new(m, "left", json_string(time_format(now_real_ns(), when)));
-	if (add) {
-		for (i = 0; i < json_array_size(members); )	/* a crash may have left it there */
-			if (!strcmp(text_of(json_array_get(members, i), "stream"), text_of(add, "stream")))
-				json_array_remove(members, i);
-			else
-				i++;
-		json_array_append_new(members, add);
 	}
+	if (add)
+		json_array_append(members, mine);
 	return folder_make(c->dir, g, members, why);
 }
 
@@ -201,7 +232,8 @@ static int source_parameters(json_t *p, struct catalog_group *g, uint8_t *stream
 	if (base64_decode(text_of(p, "wrapped_key"), wrapped, WRAPPED_MAX, bytes))
 		return why_set(why, EINVAL, "\"wrapped_key\" must be base64");
 	if (!recipients_ok(json_object_get(p, "recipients")))
-		return why_set(why, EINVAL, "\"recipients\" must be 1 to %d lines of text", RECIPIENTS_MAX);
+		return why_set(why, EINVAL, "\"recipients\" must be 1 to %d lines of at most %d characters", RECIPIENTS_MAX,
+			       RECIPIENT_MAX);
 	return 0;
 }
 
@@ -237,7 +269,7 @@ static int group_create(const struct groupcall *c, json_t *p, json_t **answer, c
 	if (!ret)
 		ret = folder_key(c->dir, g.uuid, g.stream, wrapped, bytes, why);
 	if (!ret)
-		ret = roll_change(c, &g, member_json(c, p, g.created_ns), NULL, why);
+		ret = roll_write(c, &g, NULL, NULL, member_json(c, p, g.created_ns), why);
 	if (ret) {
 		if (added)
 			catalog_group_delete(c->cat, g.uuid, NULL);
@@ -259,12 +291,27 @@ static int leave(const struct groupcall *c, struct catalog_group *g, const struc
 	g->epoch++;
 	if (r->members == 1)
 		g->deleted_ns = now_real_ns();
-	ret = roll_change(c, g, NULL, host_id, why);
+	/* a folder that lags behind lacks points, until roll_heal; one that is ahead would offer those of fewer hosts */
+	ret = r->members == 1 ? roll_write(c, g, r->list, host_id, NULL, why) : 0;
 	if (!ret)
 		ret = catalog_member_leave(c->cat, g, host_id, why);
-	if (!ret && r->members == 1)
-		ret = catalog_group_delete(c->cat, g->uuid, why);
+	if (!ret && r->members > 1)
+		ret = roll_write(c, g, r->list, host_id, NULL, why);
 	return ret ? fail(code, "vault-failed", ret) : 0;
+}
+
+/* What a crash between catalogue and folder has left */
+static int roll_heal(const struct groupcall *c, const struct catalog_group *g, const json_t *roll, struct why *why)
+{
+	uint64_t epoch;
+	json_t *members = folder_members(c->dir, g->uuid, &epoch, why);
+
+	json_decref(members);
+	if (!members || epoch == g->epoch || (!epoch && g->epoch == 1))
+		return members ? 0 : -EIO;
+	log_warn("group %s: its folder is of members list %llu, and %llu counts: written anew", g->name,
+		 (unsigned long long)epoch, (unsigned long long)g->epoch);
+	return roll_write(c, g, roll, NULL, NULL, why);
 }
 
 static int group_delete(const struct groupcall *c, json_t *p, json_t **answer, const char **code, struct why *why)
@@ -340,10 +387,16 @@ static int group_evict(const struct groupcall *c, json_t *p, json_t **answer, co
 		ret = other_host(c, p, &h, code, why);
 	if (!ret && !strcmp(h.id, c->host_id))
 		ret = fail(code, "bad-parameter", why_set(why, EINVAL, "this host leaves by `asrctl group delete`"));
-	if (!ret && !is_member(r.list, h.id))
-		ret = fail(code, "bad-parameter", why_set(why, ENOENT, "host %s is not in group %s", h.name, g.name));
-	if (!ret)
+	if (!ret && !is_member(r.list, h.id)) {		/* or was it admitted only? */
+		ret = catalog_member_refuse(c->cat, g.uuid, h.id, why);
+		if (ret == -ENOENT)
+			ret = fail(code, "bad-parameter", why_set(why, ENOENT, "host %s is not in group %s", h.name,
+								  g.name));
+		else if (ret)
+			fail(code, "vault-failed", ret);
+	} else if (!ret) {
 		ret = leave(c, &g, &r, h.id, code, why);
+	}
 	if (!ret) {
 		catalog_audit(c->cat, c->host_id, "group.evict", g.name);
 		*answer = json_pack("{s:s, s:s}", "host_id", h.id, "host", h.name);
@@ -387,6 +440,20 @@ static int group_find(const struct groupcall *c, json_t *p, json_t **answer, con
 	return ret;
 }
 
+static int each_stream(const struct catalog_member *m, void *arg)
+{
+	return !memcmp(m->stream, arg, ASR_UUID_BYTES);
+}
+
+/* Or is it none at all? A stream is one host's, and once. */
+static bool stream_taken(const struct groupcall *c, const struct catalog_group *g, uint8_t *stream)
+{
+	static const uint8_t none[ASR_UUID_BYTES];
+
+	return !memcmp(stream, none, sizeof(none)) || !memcmp(stream, g->stream, sizeof(none)) ||
+	       catalog_members(c->cat, g->uuid, each_stream, stream, NULL);
+}
+
 static int group_join(const struct groupcall *c, json_t *p, json_t **answer, const char **code, struct why *why)
 {
 	cleanup_free uint8_t *wrapped = malloc(WRAPPED_MAX);
@@ -408,18 +475,26 @@ static int group_join(const struct groupcall *c, json_t *p, json_t **answer, con
 		json_decref(r.list);
 		return ret;
 	}
-	json_decref(r.list);
-	if (!ret && g.epoch == GROUP_EPOCHS)
-		ret = fail(code, "not-allowed", why_set(why, ERANGE, "group %s has had too many members", g.name));
-	if (ret)
+	if (!ret && (g.epoch == GROUP_EPOCHS || r.members >= MEMBERS_MAX))
+		ret = fail(code, "not-allowed", why_set(why, ERANGE, "group %s has or has had too many members", g.name));
+	if (!ret && stream_taken(c, &g, m.stream))
+		ret = fail(code, "bad-parameter", why_set(why, EEXIST, "that stream is not a new one"));
+	if (ret) {
+		json_decref(r.list);
 		return ret;
+	}
 	g.epoch++;
 	snprintf(m.host_id, sizeof(m.host_id), "%s", c->host_id);
 	ret = folder_key(c->dir, g.uuid, m.stream, wrapped, bytes, why);
 	if (!ret)
-		ret = roll_change(c, &g, member_json(c, p, m.joined_ns), NULL, why);
-	if (!ret)
+		ret = roll_write(c, &g, r.list, NULL, member_json(c, p, m.joined_ns), why);
+	if (!ret) {
 		ret = catalog_member_join(c->cat, &g, &m, why);
+		g.epoch--;
+		if (ret && roll_write(c, &g, r.list, NULL, NULL, NULL))
+			log_warn("group %s: its folder names a host that has not joined, until its next change", g.name);
+	}
+	json_decref(r.list);
 	if (ret)
 		return fail(code, ret == -EACCES ? "not-allowed" : "vault-failed", ret);
 	log_info("host %s: joined group %s", c->host_id, g.name);
@@ -498,6 +573,8 @@ int groupcall_stream(const struct groupcall *c, json_t *p, struct catalog_group 
 	struct roll r;
 	int ret = own_group(c, p, g, &r, code, why);
 
+	if (!ret && !g->deleted_ns && roll_heal(c, g, r.list, why))
+		ret = fail(code, "vault-failed", -EIO);
 	json_decref(r.list);
 	if (ret)
 		return ret;

@@ -61,6 +61,7 @@ json_t *index_groups(const char *dir, struct why *why)
 {
 	cleanup_free char *groups = NULL, *path = NULL;
 	json_t *list = json_array(), *g;
+	struct why bad;
 	struct dirent *d;
 	DIR *stream;
 
@@ -81,10 +82,9 @@ json_t *index_groups(const char *dir, struct why *why)
 		}
 		if (!exists(path, "group.json"))
 			continue;	/* made half before a crash: never acknowledged */
-		if (group_json_read(path, &g, why)) {
-			json_decref(list);
-			list = NULL;
-			break;
+		if (group_json_read(path, &g, &bad)) {	/* no reason to do without the others */
+			log_warn("%s", bad.text);
+			continue;
 		}
 		json_object_set_new(g, "dir", json_string(path));
 		json_array_append_new(list, g);
@@ -567,6 +567,13 @@ const char *index_host(const struct index *ix, size_t stream)
 	return m && !*name ? text_of(m, "host") : name;
 }
 
+const char *index_host_id(const struct index *ix, size_t stream)
+{
+	const json_t *m = member_of(ix, stream);
+
+	return m ? text_of(m, "host") : "";
+}
+
 bool index_is_member(const struct index *ix, size_t stream)
 {
 	const json_t *m = member_of(ix, stream);
@@ -613,7 +620,8 @@ uint64_t index_epoch_at(const struct index *ix, uint64_t time_ns)
 	size_t i;
 
 	json_array_foreach(epochs, i, e)
-		if (!time_parse(text_of(e, "begun"), &begun) && begun <= time_ns)
+		if (!time_parse(text_of(e, "begun"), &begun) && begun <= time_ns &&
+		    json_array_size(json_object_get(e, "streams")))	/* none: the group has ended */
 			found = (uint64_t)json_integer_value(json_object_get(e, "epoch"));
 	return found;
 }

@@ -35,6 +35,8 @@
 #define NS_PER_S	1000000000ull
 #define ANSWER_NS	(5 * NS_PER_S)	/* to say HELD or BROKEN; nobody holds any more by then */
 #define ASK_NS		(10 * NS_PER_S)	/* a mark that was asked for is tried for so long */
+#define RETRY_NS	(200 * NS_PER_MS)	/* between two tries */
+#define LATE_NS		(100 * NS_PER_MS)	/* the kernel's timer is over for certain */
 #define STATE_NS	NS_PER_S	/* each host says how it is */
 #define ASKS_MAX	16
 #define AUTO		"auto"		/* name of marks that nobody asked for */
@@ -53,15 +55,16 @@ struct marks {
 	struct {
 		char name[ASR_NAME_BYTES];	/* "": none yet */
 		char from[33];			/* who asked for it; "": this host */
-		uint64_t id;
+		uint64_t id, until;	/* until: the kernel has ended it by then */
 		bool on, held;
 	} hold;
-	uint64_t state_due;
+	uint64_t state_due, now;	/* now: of the call under way */
 
 	/* as the coordinator */
 	enum marks_state state;
 	char name[ASR_NAME_BYTES];	/* of the mark that is tried */
 	uint64_t due, deadline;		/* of the next; of this one's state */
+	uint64_t not_before;		/* one that is asked for, after one that failed */
 	bool asked_for;			/* the mark that is tried is asks[0]'s */
 	struct ask {
 		char name[ASR_NAME_BYTES];
@@ -141,6 +144,14 @@ static const char *const kinds[] = {
 };
 #define KINDS	(sizeof(kinds) / sizeof(kinds[0]))
 
+/* It is shown to people, and in logs; and half a letter is no JSON */
+static void clean(char *text)
+{
+	for (char *p = text; *p; p++)
+		if ((unsigned char)*p < ' ' || (unsigned char)*p >= 0x7f)
+			*p = '?';
+}
+
 json_t *marks_msg_json(const struct marks_msg *m, const uint8_t group[ASR_UUID_BYTES])
 {
 	char hex[2 * ASR_UUID_BYTES + 1];
@@ -171,9 +182,7 @@ int marks_msg_parse(const json_t *j, struct marks_msg *m, uint8_t group[ASR_UUID
 		return -EBADMSG;
 	snprintf(m->name, sizeof(m->name), "%s", name);
 	snprintf(m->text, sizeof(m->text), "%s", text);
-	for (char *p = m->text; *p; p++)	/* it is shown to people, and in logs; half a letter is no JSON */
-		if ((unsigned char)*p < ' ' || (unsigned char)*p >= 0x7f)
-			*p = '?';
+	clean(m->text);
 	m->ready = ready;
 	m->epoch = (uint64_t)epoch;
 	m->incarnation = (uint64_t)incarnation;
@@ -207,6 +216,7 @@ static void set_why(struct marks_member *p, const char *why, uint64_t now)
 	if (!*p->why || !*why)
 		p->since_ns = now;
 	snprintf(p->why, sizeof(p->why), "%s", why);
+	clean(p->why);
 }
 
 /* ------------------------------------------------------------------- host */
@@ -224,6 +234,7 @@ static int place(struct marks *m, const char *name, const char *from, uint64_t h
 	memcpy(m->hold.name, name, sizeof(m->hold.name));
 	snprintf(m->hold.from, sizeof(m->hold.from), "%s", from);
 	m->hold.id = mark.id;
+	m->hold.until = m->now + hold_ns + LATE_NS;
 	m->hold.on = true;
 	m->hold.held = false;
 	return 0;
@@ -255,6 +266,19 @@ static int declare(struct marks *m, const char *name)
 	return m->ops.mark(m->arg, &mark);
 }
 
+/* Who asked for it will not be told, or has gone on */
+static void drop_hold(struct marks *m)
+{
+	let_go(m);
+	m->hold.held = false;
+}
+
+static void drop_hold_of(struct marks *m, const char *from)
+{
+	if (!strcmp(m->hold.from, from))
+		drop_hold(m);
+}
+
 static const char *refusal(int r)
 {
 	return r == -ENOSPC ? "its writes are tracked, not captured" : r == -EBUSY ? "it holds for another mark" :
@@ -273,10 +297,10 @@ static void on_mark(struct marks *m, const char *from, const struct marks_msg *m
 		send(m, from, MARKS_REFUSED, msg->name, "it is not the one who makes the marks");
 	} else if (*m->self_why || msg->incarnation != m->incarnation) {
 		send(m, from, MARKS_REFUSED, msg->name, *m->self_why ? m->self_why : "its asrd was started anew");
-	} else if (m->hold.on) {
-		send(m, from, MARKS_REFUSED, msg->name, refusal(-EBUSY));
 	} else {
-		r = place(m, msg->name, from, msg->hold_ns < m->hold_ns ? msg->hold_ns : m->hold_ns);
+		drop_hold_of(m, from);	/* it has given up the one before */
+		r = m->hold.on ? -EBUSY : place(m, msg->name, from, msg->hold_ns && msg->hold_ns < m->hold_ns ?
+						msg->hold_ns : m->hold_ns);
 		send(m, from, r ? MARKS_REFUSED : MARKS_PLACED, msg->name, r ? refusal(r) : NULL);
 	}
 }
@@ -301,6 +325,8 @@ static void ask_ended(struct marks *m, unsigned int i, const char *mark, const c
 	struct ask a = m->asks[i];
 
 	m->ask_count--;
+	if (!i)
+		m->asked_for = false;
 	memmove(&m->asks[i], &m->asks[i + 1], (m->ask_count - i) * sizeof(m->asks[0]));
 	if (*a.from)
 		send(m, a.from, mark ? MARKS_DONE : MARKS_FAILED, a.name, mark ? mark : why);
@@ -329,9 +355,11 @@ static void give_up(struct marks *m, const char *fmt, ...)
 		let_go(m);
 	m->state = IDLE;
 	m->failed++;
+	m->not_before = m->now + RETRY_NS;
 	va_start(ap, fmt);
 	vsnprintf(m->last_failure, sizeof(m->last_failure), fmt, ap);
 	va_end(ap);
+	clean(m->last_failure);
 }
 
 static void declared(struct marks *m, uint64_t now)
@@ -350,7 +378,6 @@ static void declared(struct marks *m, uint64_t now)
 		else
 			ask_ended(m, 0, m->name, NULL);
 	}
-	m->asked_for = false;
 }
 
 static bool all(const struct marks *m, bool held)
@@ -392,6 +419,7 @@ static void begin(struct marks *m, uint64_t now)
 	m->asked_for = m->ask_count;
 	if (p) {
 		snprintf(m->last_failure, sizeof(m->last_failure), "host %s: %s", p->host, p->why);
+		m->not_before = now + RETRY_NS;
 		return;
 	}
 	if (wire_group_mark(m->asked_for ? m->asks[0].name : AUTO, m->epoch, m->ops.random(m->arg), m->name))
@@ -478,6 +506,7 @@ void marks_message(struct marks *m, const char *host_id, const struct marks_msg 
 {
 	struct marks_member *p = member(m, host_id);
 
+	m->now = now;
 	if (!p || m->me == m->count || p == &m->member[m->me])
 		return;
 	switch (msg->kind) {
@@ -502,7 +531,7 @@ void marks_message(struct marks *m, const char *host_id, const struct marks_msg 
 		break;
 	case MARKS_DONE:
 	case MARKS_FAILED:
-		for (unsigned int i = 0; i < m->ask_count; i++)
+		for (unsigned int i = 0; i < m->ask_count && p == m->member; i++)
 			if (!*m->asks[i].from && !strcmp(m->asks[i].name, msg->name)) {
 				ask_ended(m, i, msg->kind == MARKS_DONE ? msg->text : NULL, msg->text);
 				break;
@@ -526,22 +555,21 @@ void marks_peer(struct marks *m, const char *host_id, bool up, const char *why, 
 {
 	struct marks_member *p = member(m, host_id);
 
+	m->now = now;
 	if (!p || m->me == m->count || p == &m->member[m->me])
 		return;
+	drop_hold_of(m, host_id);	/* what it said last has been lost */
+	if (m->state != IDLE && (up || p->up))
+		give_up(m, "host %s: %s", p->host, up ? "connected anew" : why);
 	p->up = up;
 	p->ready = false;
 	set_why(p, up ? "connected, it has not said yet how it is" : why, now);
 	m->state_due = 0;	/* tell it at once */
-	if (up)
-		return;
-	if (m->hold.on && !strcmp(m->hold.from, host_id))
-		let_go(m);
-	if (m->state != IDLE)
-		give_up(m, "host %s: %s", p->host, why);
 }
 
 void marks_self(struct marks *m, uint64_t incarnation, const char *why, uint64_t now)
 {
+	m->now = now;
 	if (m->incarnation == incarnation && !strcmp(m->self_why, why ? why : ""))
 		return;
 	if (m->incarnation != incarnation) {
@@ -563,6 +591,7 @@ void marks_set(struct marks *m, const char *me, uint64_t epoch, uint64_t mark_ms
 	struct marks_member old[MARKS_MEMBERS_MAX];
 	unsigned int old_count = m->count;
 
+	m->now = now;
 	m->mark_ns = mark_ms * NS_PER_MS;
 	m->hold_ns = hold_ms * NS_PER_MS;
 	if (m->hold_ns > ASR_HOLD_MAX_NS)
@@ -571,6 +600,9 @@ void marks_set(struct marks *m, const char *me, uint64_t epoch, uint64_t mark_ms
 		return;		/* within an epoch they are the same */
 	if (m->state != IDLE)
 		give_up(m, "the members of the group have changed");
+	drop_hold(m);
+	while (count < 2 && m->ask_count)
+		ask_ended(m, 0, NULL, "the group is on one host now");
 	memcpy(old, m->member, sizeof(old));
 	m->epoch = epoch;
 	m->count = count < MARKS_MEMBERS_MAX ? count : MARKS_MEMBERS_MAX;
@@ -606,8 +638,13 @@ uint64_t marks_tick(struct marks *m, uint64_t now, uint64_t time_real)
 {
 	uint64_t due;
 
-	if (m->count < 2 || m->me == m->count)
+	m->now = now;
+	if (m->hold.on && now >= m->hold.until)
+		drop_hold(m);
+	if (m->count < 2 || m->me == m->count) {
+		expire_asks(m, now);
 		return 0;
+	}
 	expire(m, now);
 	expire_asks(m, now);
 	if (now >= m->state_due) {
@@ -616,7 +653,8 @@ uint64_t marks_tick(struct marks *m, uint64_t now, uint64_t time_real)
 				say_state(m, m->member[i].host_id, time_real);
 		m->state_due = now + STATE_NS;
 	}
-	if (is_coordinator(m) && m->state == IDLE && ((m->mark_ns && now >= m->due) || m->ask_count)) {
+	if (is_coordinator(m) && m->state == IDLE &&
+	    ((m->mark_ns && now >= m->due) || (m->ask_count && now >= m->not_before))) {
 		if (now >= m->due)
 			m->due = now + m->mark_ns;
 		begin(m, now);
@@ -626,6 +664,8 @@ uint64_t marks_tick(struct marks *m, uint64_t now, uint64_t time_real)
 		due = m->deadline;
 	if (is_coordinator(m) && m->state == IDLE && m->mark_ns && m->due < due)
 		due = m->due;
+	if (m->hold.on && m->hold.until < due)
+		due = m->hold.until;
 	if (m->ask_count && now + 100 * NS_PER_MS < due)
 		due = now + 100 * NS_PER_MS;
 	return due;
@@ -633,8 +673,10 @@ uint64_t marks_tick(struct marks *m, uint64_t now, uint64_t time_real)
 
 int marks_ask(struct marks *m, const char *name, uint64_t now)
 {
-	int r = push_ask(m, name, "", now);
+	int r;
 
+	m->now = now;
+	r = push_ask(m, name, "", now);
 	if (r || is_coordinator(m) || !m->count)
 		return r;
 	m->asks[m->ask_count - 1].until += 2 * NS_PER_S;	/* the coordinator knows better why not */

@@ -12,9 +12,10 @@
  * Invariants. A peer that shares no group is let go before it is heard. What a
  * peer sends reaches only groups that it is in.
  *
- * Context. The loop's thread. Blocks in the resolver when a peer's address is a
- * name, and on small files when the members of a group change.
+ * Context. The loop's thread. Blocks on small files when the members of a group change;
+ * not in the resolver: addresses are numbers.
  */
+#include <arpa/inet.h>
 #include <errno.h>
 #include <string.h>
 
@@ -205,10 +206,13 @@ static struct peer *peer_of(const struct peers *p, const char *host_id, bool up)
 static void dial(struct peers *p, struct group *g, const char *host_id, const char *address)
 {
 	char host[256], port[8];
+	uint8_t number[16];
 	struct why why = { "" };
 	struct peer *peer;
 	int r = address_split(address, host, port, &why);
 
+	if (!r && inet_pton(AF_INET, host, number) != 1 && inet_pton(AF_INET6, host, number) != 1)
+		r = why_set(&why, EINVAL, "its address is no number: [peers] address in its asrd.conf");
 	peer = r ? NULL : peer_new(p, host_id);
 	if (peer) {
 		r = conn_dial(p->d->loop, p->client, host, port, &conn_ops, peer, &peer->conn, &why);
@@ -343,6 +347,8 @@ static void own_address(const struct peers *p, char out[300])
 	out[0] = 0;
 	if (p->address)
 		snprintf(out, 300, "%s", p->address);
+	else if (!address_split(p->listen, host, port, NULL) && *host && strcmp(host, "0.0.0.0") && strcmp(host, "::"))
+		snprintf(out, 300, "%s", p->listen);
 	else if (!ship_local_address(p->d->ship, ip) && !address_split(p->listen, host, port, NULL))
 		snprintf(out, 300, strchr(ip, ':') ? "[%s]:%s" : "%s:%s", ip, port);
 }
@@ -385,7 +391,9 @@ static void do_send(void *arg, const char *host_id, const struct marks_msg *m)
 	struct group *g = arg;
 	struct peer *peer = peer_of(g->d->peers, host_id, true);
 
-	if (peer)
+	if (peer && !conn_has_room(peer->conn))
+		conn_close(peer->conn, -ENOBUFS, "that host does not read what it is told");
+	else if (peer)
 		conn_send_json(peer->conn, MSG_PEER, marks_msg_json(m, g->pack.group));
 }
 
@@ -492,10 +500,15 @@ static void run(struct group *g)
 void peers_group_reads(struct group *g)
 {
 	const struct peers *p = g->d->peers;
+	const char *why = NULL;
 
 	if (!g->timer)
 		return;
-	marks_self(g->marks, p->incarnation + g->attachment, !g->source ? "it does not read its ring" : NULL, now_ns());
+	if (!g->source)
+		why = "it does not read its ring";
+	else if (source_state(g->source) == ASR_STATE_TRACK)
+		why = "its writes are tracked, not captured";
+	marks_self(g->marks, p->incarnation + g->attachment, why, now_ns());
 	run(g);
 }
 
@@ -611,7 +624,7 @@ void peers_second(struct peers *p)
 	for (struct group *g = p->d->groups; g; g = g->next)
 		if (marks_wanted(g->marks)) {
 			connect_group(p, g);
-			run(g);
+			peers_group_reads(g);
 		}
 }
 

@@ -135,6 +135,14 @@ static void slot_close(struct client *c, struct slot *s)
 	s->waits = -1;
 }
 
+static bool any_full(const struct client *c)
+{
+	for (int i = 0; i < STREAMS_MAX; i++)
+		if (c->slot[i].stream && ingest_full(c->slot[i].stream))
+			return true;
+	return false;
+}
+
 static struct groupcall groupcall_of(const struct client *c)
 {
 	return (struct groupcall){ c->sv->a.cat, c->sv->a.dir, c->host_id };
@@ -157,13 +165,23 @@ static void add_addresses(const struct service *sv, json_t *members)
 	}
 }
 
+static void slot_end(struct client *c, struct slot *s)
+{
+	if (s->waits >= 0)
+		reply_error(c, s->waits, "not-allowed", "this host is no longer in the group");
+	if (s->stream || s->waits >= 0)
+		slot_close(c, s);
+	if (!any_full(c))
+		conn_pause(c->conn, false);
+}
+
 /* A host is no longer in a group: a frame of it is one of a stream that is not open */
 static void group_close(struct service *sv, const char *host_id, const uint8_t *group)
 {
 	for (struct client *c = sv->clients; c; c = c->next)
 		for (int i = 0; i < STREAMS_MAX && !strcmp(c->host_id, host_id); i++)
-			if (c->slot[i].stream && !memcmp(c->slot[i].group, group, ASR_UUID_BYTES))
-				slot_close(c, &c->slot[i]);
+			if (!memcmp(c->slot[i].group, group, ASR_UUID_BYTES))
+				slot_end(c, &c->slot[i]);
 }
 
 static void group_call(struct client *c, json_int_t id, const char *method, json_t *p)
@@ -201,14 +219,6 @@ static void on_durable(struct ingest_stream *s, uint64_t frame_no, uint64_t last
 
 	memcpy(ack.stream, ingest_uuid(s), ASR_UUID_BYTES);
 	conn_send(c->conn, MSG_ACK, &iov, 1);
-}
-
-static bool any_full(const struct client *c)
-{
-	for (int i = 0; i < STREAMS_MAX; i++)
-		if (c->slot[i].stream && ingest_full(c->slot[i].stream))
-			return true;
-	return false;
 }
 
 static void on_room(struct ingest_stream *s, void *arg)

@@ -99,7 +99,12 @@ int catalog_member_admit(struct catalog *cat, const uint8_t group[ASR_UUID_BYTES
 /* g->epoch: what it is from now on. -EACCES: not admitted */
 int catalog_member_join(struct catalog *cat, const struct catalog_group *g, const struct catalog_member *m,
 			struct why *why);
+/* g->deleted_ns not 0: with it the group ends */
 int catalog_member_leave(struct catalog *cat, const struct catalog_group *g, const char *host_id, struct why *why);
+int catalog_member_refuse(struct catalog *cat, const uint8_t group[ASR_UUID_BYTES], const char *host_id,
+			  struct why *why);	/* admitted no longer; -ENOENT: it was not */
+/* Who made a group is in it: of one that an older daemon has made since the upgrade */
+int catalog_member_first(struct catalog *cat, const struct catalog_group *g, struct why *why);
 /* Who did what; never fails its caller: a failure is logged. */
 void catalog_audit(struct catalog *cat, const char *who, const char *what, const char *detail);
 
@@ -362,6 +367,7 @@ int index_frame_read(struct index *ix, struct index_seg *seg, uint32_t frame, ui
 int index_wrapped_key(struct index *ix, size_t stream, uint8_t **der, size_t *bytes, struct why *why);
 /* The host whose stream it is, "" when group.json does not say; is it still in the group? */
 const char *index_host(const struct index *ix, size_t stream);
+const char *index_host_id(const struct index *ix, size_t stream);
 bool index_is_member(const struct index *ix, size_t stream);
 /* Which streams were the group's in that epoch, and how many; 0: not known, or one is not here. in: of ix->count */
 size_t index_epoch(const struct index *ix, uint64_t epoch, bool *in);
@@ -440,7 +446,8 @@ int point_disks(struct index *ix, const struct point *p, struct point_disk **out
 /* A mark that cuts the streams of all hosts of a group at one moment */
 struct cut {
 	char name[ASR_NAME_BYTES];	/* whole: wire_group_mark's */
-	uint64_t time_ns;		/* by the clock of the host whose id is the lowest */
+	uint64_t time_ns;		/* by the clock of the first stream ... */
+	size_t first;			/* ... which is that of the host with the lowest id */
 	uint64_t epoch;
 	bool app;			/* on all hosts */
 	size_t hosts;
@@ -592,7 +599,8 @@ int folder_key(const char *dir, const uint8_t group[ASR_UUID_BYTES], const uint8
  * have not left. members: [{host, name, stream, recipients: [text], joined, left: time or null}]
  */
 int folder_make(const char *dir, const struct catalog_group *g, json_t *members, struct why *why);
-json_t *folder_members(const char *dir, const uint8_t group[ASR_UUID_BYTES], struct why *why);
+/* *epoch: the newest that the file knows; 0: none */
+json_t *folder_members(const char *dir, const uint8_t group[ASR_UUID_BYTES], uint64_t *epoch, struct why *why);
 
 /* ---------------------------------------------------------- groupcall.c */
 

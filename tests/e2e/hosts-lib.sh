@@ -6,7 +6,7 @@
 #   hosts_up N [CHAINS]        guests h0 to hN-1, protected, their chains running
 #   declared, failed           marks so far, as the coordinator says
 #   link_stop K, link_cont K, link_cut K   what the others send to host K stands still, goes on, breaks
-#   points_of_all [FROM]       names of all points of all hosts, from the mark FROM on, into $W/marks
+#   points_of_all FROM TO      names of all points of all hosts, from one mark to another, into $W/marks
 #   judge_mark NAME            restores all hosts' disks there; status 1: it is no prefix
 # shellcheck source=tests/e2e/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -87,7 +87,7 @@ more_than() { local n; n=$(count_of "$1") && [ "${n:-0}" -gt "$2" ]; }
 
 points_of_all() {
 	"$B/asrctl" point list g --vault-dir "$W/vault" -o json > "$W/points.json" || return 1
-	jq -r --arg from "${1:-}" '.marks | .[(if $from == "" then 0 else (map(.name) | index($from)) end):][].mark' \
+	jq -r --arg from "$1" --arg to "$2" '.marks | map(.name) as $n | .[($n | index($from)):($n | index($to)) + 1][].mark' \
 		"$W/points.json" > "$W/marks"
 }
 

@@ -69,8 +69,8 @@ struct world {
 	} *steps;
 	unsigned int step_count;
 	uint64_t now, seed, epoch;
-	bool no_hold;
-	unsigned int declared, torn;
+	bool no_hold, refuse;
+	unsigned int declared, torn, tries;
 };
 
 static uint64_t rnd(struct world *w, uint64_t below)
@@ -118,8 +118,10 @@ static int k_mark(void *arg, struct asr_mark *m)
 	}
 	if (h->on)
 		return -EBUSY;
-	if (!rnd(h->w, 50))
+	if (h->w->refuse || !rnd(h->w, 50)) {
+		h->w->tries++;
 		return -ENOSPC;
+	}
 	p = placed_of(h->w, m->name);
 	assert_int_equal(p->pos[h->n], 0);	/* one of a name */
 	p->pos[h->n] = ++h->pos;
@@ -224,6 +226,16 @@ static void join_up(struct world *w, int a, int b)
 	marks_peer(w->host[a].marks, id, true, "", w->now);
 	id[0] = (char)('a' + a);
 	marks_peer(w->host[b].marks, id, true, "", w->now);
+}
+
+/* Both have a new connection before either has found the old one dead; what was on its way is lost */
+static void replaced(struct world *w, int a, int b)
+{
+	for (int i = 0; i < QUEUE; i++)
+		if ((w->queue[i].from == a && w->queue[i].to == b) || (w->queue[i].from == b && w->queue[i].to == a))
+			w->queue[i].used = false;
+	w->link[a][b] = w->link[b][a] = false;
+	join_up(w, a, b);
 }
 
 /* ------------------------------------------------------------------ hosts */
@@ -339,6 +351,8 @@ static void trouble(struct world *w)
 
 	if (!rnd(w, 400) && a != b)
 		cut(w, a, b);
+	if (!rnd(w, 400) && a != b)
+		replaced(w, a, b);
 	if (!rnd(w, 1500))
 		restart(w, a);
 	if (!rnd(w, 3000))
@@ -377,16 +391,21 @@ static void judge(struct world *w)
 	}
 }
 
+static void play_one(struct world *w)
+{
+	w->now += 20 * US + rnd(w, 300 * US);
+	deliver(w);
+	for (int h = 0; h < HOSTS; h++)
+		marks_tick(w->host[h].marks, w->now, w->now);
+	writes(w);
+}
+
 static void play(struct world *w, unsigned int steps, bool with_trouble)
 {
 	for (unsigned int i = 0; i < steps; i++) {
-		w->now += 20 * US + rnd(w, 300 * US);
 		if (with_trouble)
 			trouble(w);
-		deliver(w);
-		for (int h = 0; h < HOSTS; h++)
-			marks_tick(w->host[h].marks, w->now, w->now);
-		writes(w);
+		play_one(w);
 	}
 	judge(w);
 }
@@ -480,6 +499,50 @@ static void away(void **state)
 	world_free(w);
 }
 
+/* A host that holds when its connection is replaced goes on taking marks, whatever was lost with the old one */
+static void connected_anew(void **state)
+{
+	struct world *w = world_new(11, false);
+	unsigned int before;
+
+	connect_all(w);
+	for (int round = 0; round < 20; round++) {
+		for (int i = 0; i < 10000 && !w->host[1].on; i++)
+			play_one(w);
+		assert_true(w->host[1].on);
+		replaced(w, 0, 1);
+		assert_false(w->host[1].on);
+		before = w->declared;
+		play(w, 3000, false);
+		assert_true(w->declared > before);
+	}
+	world_free(w);
+}
+
+/* Who waits for a mark is told when the group is left to one host; a name that cannot be is tried now and then */
+static void asked_for_in_vain(void **state)
+{
+	struct world *w = world_new(13, false);
+	struct marks_member alone = { .host_id = "a", .host = "host-0" };
+	uint64_t until;
+
+	connect_all(w);
+	play(w, 1000, false);
+	w->refuse = true;
+	w->tries = 0;
+	strcpy(w->host[0].asked, "never");
+	assert_int_equal(marks_ask(w->host[0].marks, "never", w->now), 0);
+	for (until = w->now + 9000 * MS; w->now < until; )
+		play_one(w);
+	print_message("%u marks refused in 9 s\n", w->tries);
+	assert_true(w->tries < 4000);	/* 100 a second are made by themselves, on up to three hosts */
+	assert_string_equal(w->host[0].asked, "never");
+	marks_set(w->host[0].marks, "a", 2, 10, 20, &alone, 1, w->now);
+	assert_string_equal(w->host[0].asked, "");
+	assert_string_equal(w->host[0].mark, "");
+	world_free(w);
+}
+
 static void histogram(void **state)
 {
 	struct holds h = { 0 };
@@ -521,6 +584,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(names), cmocka_unit_test(histogram), cmocka_unit_test(calm), cmocka_unit_test(away),
+		cmocka_unit_test(connected_anew), cmocka_unit_test(asked_for_in_vain),
 		cmocka_unit_test(consistent), cmocka_unit_test(torn_without_holds),
 	};
 
