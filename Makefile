@@ -32,7 +32,7 @@ MAN	:= $(patsubst docs/%.scd,$(B)/man/%,$(wildcard docs/*.scd))
 
 .PHONY: all help setup deps kernels modules userland tests units check check-fs check-kernels check-debug demo \
 	bench bench-kernel bench-pipeline bench-resync bench-rpo fuzz fuzz-build style man install dkms-install \
-	deb check-deb check-boot check-more soak-cuts soak-outage clean
+	deb check-deb check-boot check-more soak-cuts soak-outage soak-groups clean
 .DEFAULT_GOAL := all
 
 all: userland man		## build the daemons, asrctl and the man pages
@@ -142,11 +142,16 @@ check-more: deps		## make check with its longer tests, and those on all kernels 
 CUTS ?= 200
 soak-cuts: deps			## CUTS= power cuts of one host with log, spool and outages, each return judged
 	@$(MAKE) --no-print-directory SERIES=6.1 modules userland tests
-	@CUTS=$(CUTS) tests/run soak/
+	@CUTS=$(CUTS) tests/run soak/10
 
 soak-outage: deps		## the vault is away for ten minutes at 20 MB/s, all kinds of kills on the way: every write is a point
 	@$(MAKE) --no-print-directory userland tests
 	@OUTAGE=600 RATE=20 CHECKS=20 tests/run e2e/30-spool
+
+POINTS ?= 1000
+soak-groups: deps		## POINTS= points of a group over three hosts, with deaths and bad links on the way, each judged
+	@$(MAKE) --no-print-directory SERIES=6.1 modules userland tests
+	@POINTS=$(POINTS) tests/run soak/20
 
 clean:				## remove what was built, keep the unpacked kernels
 	rm -rf $(B)/userland $(B)/tools $(B)/tests $(B)/fuzz $(B)/fuzzobj $(B)/man $(B)/module \

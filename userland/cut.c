@@ -143,7 +143,7 @@ static bool cut_of(const struct index *ix, const struct entry *e, size_t n, stru
 	}
 	if (any)
 		c->time_ns = event_of(ix, parts[c->first].mark)->time_ns;
-	return c->hosts && declared;
+	return c->hosts > 1 && declared;	/* alone, a host makes no such mark */
 }
 
 static int cut_cmp(const void *a, const void *b)
