@@ -114,6 +114,8 @@ install: all			## programs, man pages, units, settings and completion, under DES
 	install -D -m 755 packaging/initramfs/hook $(DESTDIR)$(PREFIX)/share/initramfs-tools/hooks/asr
 	install -D -m 755 packaging/initramfs/local-premount \
 		$(DESTDIR)$(PREFIX)/share/initramfs-tools/scripts/local-premount/asr
+	install -d $(DESTDIR)$(PREFIX)/share/asr/app
+	install -m 755 packaging/app/* $(DESTDIR)$(PREFIX)/share/asr/app/
 	install -m 644 $(MAN) $(DESTDIR)$(PREFIX)/share/man/man8/
 	$(B)/asrctl completion bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/asrctl
 
