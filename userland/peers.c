@@ -32,6 +32,7 @@ struct peer {
 	struct peers *p;
 	struct conn *conn;
 	bool up;
+	bool replaced;			/* by a newer one: its end is no news of the host */
 	char host_id[33];		/* known when dialled, or up */
 };
 
@@ -108,7 +109,8 @@ static void on_up(struct conn *c, void *arg)
 	}
 	for (struct peer *o = peer->p->list; o; o = o->next)
 		if (o != peer && o->up && !strcmp(o->host_id, id)) {
-			o->up = false;		/* its end is no news of the host */
+			o->up = false;
+			o->replaced = true;
 			conn_close(o->conn, -ECONNRESET, "the host has a newer connection");
 		}
 	snprintf(peer->host_id, sizeof(peer->host_id), "%s", id);
@@ -144,13 +146,12 @@ static void on_msg(struct conn *c, uint32_t type, const uint8_t *body, size_t by
 static void on_down(struct conn *c, int err, const struct why *why, void *arg)
 {
 	struct peer *peer = arg, **at = &peer->p->list;
-	bool was_up = peer->up;
 
 	while (*at != peer)
 		at = &(*at)->next;
 	*at = peer->next;
 	peer->p->count--;
-	if (*peer->host_id && (was_up || err != -ECONNRESET))
+	if (*peer->host_id && !peer->replaced)
 		tell_groups(peer, false, why->text);
 	free(peer);
 }
