@@ -232,8 +232,8 @@ static int source_parameters(json_t *p, struct catalog_group *g, uint8_t *stream
 	if (base64_decode(text_of(p, "wrapped_key"), wrapped, WRAPPED_MAX, bytes))
 		return why_set(why, EINVAL, "\"wrapped_key\" must be base64");
 	if (!recipients_ok(json_object_get(p, "recipients")))
-		return why_set(why, EINVAL, "\"recipients\" must be 1 to %d lines of at most %d characters", RECIPIENTS_MAX,
-			       RECIPIENT_MAX);
+		return why_set(why, EINVAL, "\"recipients\" must be 1 to %d lines of at most %d characters",
+			       RECIPIENTS_MAX, RECIPIENT_MAX);
 	return 0;
 }
 
@@ -291,7 +291,7 @@ static int leave(const struct groupcall *c, struct catalog_group *g, const struc
 	g->epoch++;
 	if (r->members == 1)
 		g->deleted_ns = now_real_ns();
-	/* a folder that lags behind lacks points, until roll_heal; one that is ahead would offer those of fewer hosts */
+	/* a folder that lags behind lacks points, until roll_heal; one ahead would offer those of fewer hosts */
 	ret = r->members == 1 ? roll_write(c, g, r->list, host_id, NULL, why) : 0;
 	if (!ret)
 		ret = catalog_member_leave(c->cat, g, host_id, why);
@@ -476,7 +476,8 @@ static int group_join(const struct groupcall *c, json_t *p, json_t **answer, con
 		return ret;
 	}
 	if (!ret && (g.epoch == GROUP_EPOCHS || r.members >= MEMBERS_MAX))
-		ret = fail(code, "not-allowed", why_set(why, ERANGE, "group %s has or has had too many members", g.name));
+		ret = fail(code, "not-allowed", why_set(why, ERANGE, "group %s has or has had too many members",
+							g.name));
 	if (!ret && stream_taken(c, &g, m.stream))
 		ret = fail(code, "bad-parameter", why_set(why, EEXIST, "that stream is not a new one"));
 	if (ret) {
@@ -492,7 +493,8 @@ static int group_join(const struct groupcall *c, json_t *p, json_t **answer, con
 		ret = catalog_member_join(c->cat, &g, &m, why);
 		g.epoch--;
 		if (ret && roll_write(c, &g, r.list, NULL, NULL, NULL))
-			log_warn("group %s: its folder names a host that has not joined, until its next change", g.name);
+			log_warn("group %s: its folder names a host that has not joined, until its next change",
+				 g.name);
 	}
 	json_decref(r.list);
 	if (ret)

@@ -132,7 +132,8 @@ json_t *holds_json(const struct holds *h)
 							      (json_int_t)h->bucket[i]));
 	return json_pack("{s:I, s:f, s:f, s:f, s:o}", "count", (json_int_t)h->count,
 			 "p50_us", (double)holds_quantile(h, 0.5) / 1e3,
-			 "p99_us", (double)holds_quantile(h, 0.99) / 1e3, "max_us", (double)h->max_ns / 1e3, "buckets", list);
+			 "p99_us", (double)holds_quantile(h, 0.99) / 1e3, "max_us", (double)h->max_ns / 1e3,
+			 "buckets", list);
 }
 
 /* --------------------------------------------------------------- messages */

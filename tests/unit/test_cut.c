@@ -69,15 +69,17 @@ static void begin(struct world *w, int h, const char *disk)
 
 static void members(struct world *w, uint64_t epoch, uint64_t begun_ns, bool with_b)
 {
-	struct catalog_group g = { .name = "g", .host_id = "a", .generation = 1, .created_ns = begun_ns, .epoch = epoch };
+	struct catalog_group g = { .name = "g", .host_id = "a", .generation = 1, .created_ns = begun_ns,
+				   .epoch = epoch };
 	json_t *list = json_pack("[{s:s, s:s, s:s, s:n}]", "host", "a", "name", "host-a", "stream", A, "left");
 	char path[200], when[40];
 	json_t *root, *epochs;
 
 	memcpy(g.uuid, w->m[0]->group, 16);
 	if (epoch > 1)
-		json_array_append_new(list, json_pack("{s:s, s:s, s:s, s:o}", "host", "b", "name", "host-b", "stream", B,
-						      "left", with_b ? json_null() : json_string("2026-01-01T00:00:00Z")));
+		json_array_append_new(list, json_pack("{s:s, s:s, s:s, s:o}", "host", "b", "name", "host-b",
+						      "stream", B, "left", with_b ? json_null() :
+						      json_string("2026-01-01T00:00:00Z")));
 	assert_int_equal(folder_make(w->dir, &g, list, NULL), 0);
 	json_decref(list);
 	/* the vault's clock is the streams' here */
