@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
+# make check-more
 # A disk of 1 TiB with a write-intent log costs the kernel at most 16 MiB beyond the ring, asrctl says so, the
 # kernel's own list of large allocations agrees, and writes all over the disk, in CAPTURE and in TRACK, change nothing.
 set -eu
