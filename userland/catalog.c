@@ -217,6 +217,16 @@ static int run(struct catalog *cat, struct why *why, sqlite3_stmt **out, const c
 	return ret;
 }
 
+/* The end of what BEGIN began: all of it, or with an error nothing */
+static int commit(struct catalog *cat, int ret, struct why *why)
+{
+	if (!ret)
+		ret = run(cat, why, NULL, "COMMIT", "");
+	if (ret)
+		run(cat, NULL, NULL, "ROLLBACK", "");
+	return ret;
+}
+
 /* 1: a row, 0: none left */
 static int step(struct catalog *cat, sqlite3_stmt *st, struct why *why)
 {
@@ -349,11 +359,7 @@ int catalog_enrol(struct catalog *cat, const char *key_id, uint64_t now,
 	if (!ret)
 		ret = run(cat, why, NULL, "INSERT OR REPLACE INTO host(id, name, serial, enrolled, expires) "
 			  "VALUES(?,?,?,?,?)", "sssii", h->id, h->name, h->serial, h->enrolled_ns, h->expires_ns);
-	if (!ret)
-		ret = run(cat, why, NULL, "COMMIT", "");
-	if (ret)
-		run(cat, NULL, NULL, "ROLLBACK", "");
-	return ret;
+	return commit(cat, ret, why);
 }
 
 /* --------------------------------------------------------------------- hosts */
@@ -451,10 +457,7 @@ int catalog_group_add(struct catalog *cat, const struct catalog_group *g, struct
 	if (!ret)
 		ret = run(cat, why, NULL, "INSERT INTO member VALUES(?,?,?,?,0)", "bsbi", g->uuid, g->host_id,
 			  g->stream, g->created_ns);
-	if (!ret)
-		ret = run(cat, why, NULL, "COMMIT", "");
-	if (ret)
-		run(cat, NULL, NULL, "ROLLBACK", "");
+	ret = commit(cat, ret, why);
 	return ret == -EEXIST ? why_set(why, EEXIST, "the vault has another group \"%s\"", g->name) : ret;
 }
 
@@ -569,11 +572,7 @@ int catalog_member_join(struct catalog *cat, const struct catalog_group *g, cons
 			  m->stream, m->joined_ns);
 	if (!ret)
 		ret = run(cat, why, NULL, "UPDATE grp SET epoch = ? WHERE uuid = ?", "ib", g->epoch, g->uuid);
-	if (!ret)
-		ret = run(cat, why, NULL, "COMMIT", "");
-	if (ret)
-		run(cat, NULL, NULL, "ROLLBACK", "");
-	return ret;
+	return commit(cat, ret, why);
 }
 
 int catalog_member_leave(struct catalog *cat, const struct catalog_group *g, const char *host_id, struct why *why)
@@ -587,11 +586,7 @@ int catalog_member_leave(struct catalog *cat, const struct catalog_group *g, con
 	if (!ret)
 		ret = run(cat, why, NULL, "UPDATE grp SET epoch = ?, deleted = ? WHERE uuid = ?", "iib", g->epoch,
 			  g->deleted_ns, g->uuid);
-	if (!ret)
-		ret = run(cat, why, NULL, "COMMIT", "");
-	if (ret)
-		run(cat, NULL, NULL, "ROLLBACK", "");
-	return ret;
+	return commit(cat, ret, why);
 }
 
 int catalog_member_refuse(struct catalog *cat, const uint8_t group[ASR_UUID_BYTES], const char *host_id,

@@ -492,7 +492,6 @@ static void on_state(struct marks *m, struct marks_member *p, const struct marks
 {
 	p->incarnation = msg->incarnation;
 	p->epoch = msg->epoch;
-	p->ready = msg->ready;
 	p->skew_ns = (int64_t)(msg->time_ns - time_real);
 	if (!msg->ready)
 		set_why(p, *msg->text ? msg->text : "it does not read its ring", now);
@@ -563,7 +562,6 @@ void marks_peer(struct marks *m, const char *host_id, bool up, const char *why, 
 	if (m->state != IDLE && (up || p->up))
 		give_up(m, "host %s: %s", p->host, up ? "connected anew" : why);
 	p->up = up;
-	p->ready = false;
 	set_why(p, up ? "connected, it has not said yet how it is" : why, now);
 	m->state_due = 0;	/* tell it at once */
 }

@@ -59,7 +59,7 @@ struct marks_ops {
 struct marks_member {
 	char host_id[33], host[ASR_NAME_BYTES];
 	bool up;			/* connected, or this host */
-	bool ready, placed, held;
+	bool placed, held;
 	uint64_t incarnation, epoch;
 	uint64_t since_ns;		/* of the state below */
 	char why[160];			/* it cannot take part; "": it can */

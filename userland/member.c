@@ -97,29 +97,30 @@ static int check_create(struct asrd *d, const char *name, uint64_t *ring, json_t
 	return r;
 }
 
-void member_create(struct control_call *call, json_t *parameters, struct asrd *d)
+/* What create and join have in common: the parameters, which n points into */
+static int new_parameters(json_t *parameters, struct asrd *d, struct group_new *n, struct why *why)
 {
-	const char *name = NULL;
-	json_t *recipients = NULL;
 	json_int_t ring = 0;
-	int level = -1, r;
-	struct why why = { "" };
-	struct group *g;
-	uint64_t bytes;
-	struct pending *p;
 
-	if (json_unpack(parameters, "{s:s, s?I, s:o, s?i}", "name", &name, "ring_bytes", &ring, "recipients",
-			&recipients, "compression", &level) || ring < 0) {
-		control_error(call, "wrong parameters: name, recipients (PEM texts), and if wanted "
-			      "ring_bytes, compression");
-		return;
-	}
-	bytes = (uint64_t)ring;
-	if (level == -1)
-		level = d->compression;
-	r = check_create(d, name, &bytes, recipients, level, &why);
-	if (!r)
-		r = group_make(d, &(struct group_new){ name, bytes, 1, recipients, level, NULL }, &g, &why);
+	*n = (struct group_new){ .compression = -1 };
+	if (json_unpack(parameters, "{s:s, s?I, s:o, s?i}", "name", &n->name, "ring_bytes", &ring, "recipients",
+			&n->recipients, "compression", &n->compression) || ring < 0)
+		return why_set(why, EINVAL, "wrong parameters: name, recipients (PEM texts), and if wanted ring_bytes, "
+			       "compression");
+	n->ring_bytes = (uint64_t)ring;
+	if (n->compression == -1)
+		n->compression = d->compression;
+	return check_create(d, n->name, &n->ring_bytes, n->recipients, n->compression, why);
+}
+
+/* ... and the group itself: here, then at the vault, whose answer is the call's */
+static void make(struct control_call *call, struct asrd *d, const struct group_new *n)
+{
+	struct why why = { "" };
+	struct pending *p;
+	struct group *g;
+	int r = group_make(d, n, &g, &why);
+
 	if (r) {
 		control_error(call, "%s", why.text[0] ? why.text : strerror(-r));
 		return;
@@ -132,6 +133,19 @@ void member_create(struct control_call *call, json_t *parameters, struct asrd *d
 		group_drop(g);
 		free(p);
 	}
+}
+
+void member_create(struct control_call *call, json_t *parameters, struct asrd *d)
+{
+	struct group_new n;
+	struct why why = { "" };
+
+	if (new_parameters(parameters, d, &n, &why)) {
+		control_error(call, "%s", why.text);
+		return;
+	}
+	n.generation = 1;
+	make(call, d, &n);
 }
 
 static void deleted(int err, json_t *reply, const struct why *why, void *arg)
@@ -201,10 +215,6 @@ static void found(int err, json_t *reply, const struct why *why, void *arg)
 	uint8_t uuid[ASR_UUID_BYTES];
 	const char *hex = json_string_value(json_object_get(reply, "group"));
 	json_int_t generation = json_integer_value(json_object_get(reply, "generation"));
-	struct why w = { "" };
-	struct pending *p;
-	struct group *g;
-	int r;
 
 	if (err) {
 		control_error(j->call, "group %s was not joined: the vault says %s", j->name, why->text);
@@ -216,54 +226,26 @@ static void found(int err, json_t *reply, const struct why *why, void *arg)
 		j->n.name = j->name;
 		j->n.uuid = uuid;
 		j->n.generation = (uint64_t)generation;
-		r = group_make(j->d, &j->n, &g, &w);
-		if (r) {
-			control_error(j->call, "%s", w.text[0] ? w.text : strerror(-r));
-			join_free(j);
-			return;
-		}
-		p = pending_new(j->call, j->d, g);
-		r = p ? group_register(g, created, p, &w) : -ENOMEM;
-		g->asked = !r;
-		if (r) {
-			control_error(j->call, "%s", w.text[0] ? w.text : strerror(-r));
-			group_drop(g);
-			free(p);
-		}
+		make(j->call, j->d, &j->n);
 	}
 	join_free(j);
 }
 
 void member_join(struct control_call *call, json_t *parameters, struct asrd *d)
 {
-	const char *name = NULL;
-	json_t *recipients = NULL;
-	json_int_t ring = 0;
-	int level = -1, r;
+	struct group_new n;
 	struct why why = { "" };
-	uint64_t bytes;
-	struct join *j;
+	int r = new_parameters(parameters, d, &n, &why);
+	struct join *j = r ? NULL : calloc(1, sizeof(*j));
 
-	if (json_unpack(parameters, "{s:s, s?I, s:o, s?i}", "name", &name, "ring_bytes", &ring, "recipients",
-			&recipients, "compression", &level) || ring < 0) {
-		control_error(call, "wrong parameters: name, recipients (PEM texts), and if wanted "
-			      "ring_bytes, compression");
-		return;
-	}
-	bytes = (uint64_t)ring;
-	if (level == -1)
-		level = d->compression;
-	r = check_create(d, name, &bytes, recipients, level, &why);
-	j = r ? NULL : calloc(1, sizeof(*j));
 	if (!j) {
 		control_error(call, "%s", r ? why.text : "out of memory");
 		return;
 	}
-	*j = (struct join){ .call = call, .d = d, .recipients = json_incref(recipients),
-			    .n = { .ring_bytes = bytes, .recipients = recipients, .compression = level } };
-	snprintf(j->name, sizeof(j->name), "%s", name);
-	if (ship_call(d->ship, "group.find", json_pack("{s:s}", "name", name), found, j)) {
-		control_error(call, "the vault is not connected: it must say which group %s is", name);
+	*j = (struct join){ .call = call, .d = d, .recipients = json_incref(n.recipients), .n = n };
+	snprintf(j->name, sizeof(j->name), "%s", n.name);
+	if (ship_call(d->ship, "group.find", json_pack("{s:s}", "name", n.name), found, j)) {
+		control_error(call, "the vault is not connected: it must say which group %s is", n.name);
 		join_free(j);
 	}
 }

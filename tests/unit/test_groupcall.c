@@ -131,6 +131,17 @@ static size_t newest(json_int_t *epoch)
 	return n;
 }
 
+static void spoil(const char *sql)
+{
+	char path[128];
+	sqlite3 *db;
+
+	snprintf(path, sizeof(path), "%s/vault.db", dir);
+	assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
+	assert_int_equal(sqlite3_exec(db, sql, NULL, NULL, NULL), SQLITE_OK);
+	sqlite3_close(db);
+}
+
 static void joined(void **state)
 {
 	json_int_t epoch;
@@ -167,6 +178,11 @@ static void joined(void **state)
 	assert_string_equal(json_string_value(json_object_get(m, "you")), "b");
 	json_decref(m);
 	assert_false(done("c", "group.members", json_pack("{s:s}", "group", U)));
+	/* V5: failed over meanwhile */
+	spoil("UPDATE grp SET generation = 2");
+	assert_false(opens("a", S("1")));
+	assert_string_equal(code, "fenced");
+	spoil("UPDATE grp SET generation = 1");
 	assert_false(done("a", "group.marks", json_pack("{s:s, s:i}", "group", U, "mark_ms", 99)));
 	assert_true(done("b", "group.marks", json_pack("{s:s, s:i, s:i}", "group", U, "mark_ms", 0, "hold_ms", 1000)));
 }
@@ -201,17 +217,6 @@ static void left(void **state)
 	assert_true(json_is_true(json_object_get(root, "deleted")));
 	json_decref(root);
 	assert_false(done("c", "group.find", json_pack("{s:s}", "name", "g")));
-}
-
-static void spoil(const char *sql)
-{
-	char path[128];
-	sqlite3 *db;
-
-	snprintf(path, sizeof(path), "%s/vault.db", dir);
-	assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
-	assert_int_equal(sqlite3_exec(db, sql, NULL, NULL, NULL), SQLITE_OK);
-	sqlite3_close(db);
 }
 
 /* The catalogue takes no join, or a crash comes before it does: the folder is put right */
