@@ -7,11 +7,7 @@ set -eu
 if [ -n "${ASR_GUEST:-}" ]; then
 	# shellcheck source=tests/e2e/hosts-guest.sh
 	. /asr/in/hosts-guest.sh
-	host_up
-	protected
-	chain_start
-	until_told
-	host_down
+	host_life
 	exit 0
 fi
 # shellcheck source=tests/e2e/hosts-lib.sh
@@ -28,6 +24,7 @@ for k in 0 1; do
 	grep -q "on all of its hosts" "$W/named.log" || fail "it said: $(cat "$W/named.log")"
 done
 
+base=$(points_now)
 say "asrds die, links stand still and break"
 for ((round = 1; round <= ${ROUNDS:-1}; round++)); do
 	for k in 0 1; do
@@ -64,6 +61,8 @@ done
 before=$(count_of "$c")
 retry_until 120 more_than "$c" $((before + 3)) || fail "no marks at the end"
 count_of "$c" .marks | jq -c '{declared, failed, holds: (.holds | del(.buckets)), delayed: (.delayed_at_most | del(.buckets))}'
+enough() { [ "$(points_now)" -gt $((base + 40)) ]; }
+retry_until 300 enough || fail "$(points_now) points, $base of them at the beginning"
 # later ones lack disks: they are taken out of protection
 vm_exec h0 "asrctl group mark g --name last" > "$W/named.log" || fail "mark: $(cat "$W/named.log")"
 for k in 0 1; do

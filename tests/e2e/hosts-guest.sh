@@ -10,6 +10,7 @@
 #   chain_start         the writes that depend on each other (asr-chain)
 #   until_told          until /run/stop is there; kills asrd and starts it again at /run/kill-asrd
 #   host_down           all taken down again
+#   host_life           these, one after the other
 # shellcheck source=tests/e2e/guest-lib.sh
 . /asr/in/guest-lib.sh
 # shellcheck source=/dev/null
@@ -65,4 +66,12 @@ host_down() {
 	asrctl group delete g || fail "group delete"
 	kill "$ASRD_PID"
 	wait "$ASRD_PID" || fail "asrd ended with status $?"
+}
+
+host_life() {
+	host_up
+	protected
+	chain_start
+	until_told
+	host_down
 }

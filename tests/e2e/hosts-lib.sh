@@ -6,6 +6,7 @@
 #   hosts_up N [CHAINS]        guests h0 to hN-1, protected, their chains running
 #   declared, failed           marks so far, as the coordinator says
 #   link_stop K, link_cont K, link_cut K   what the others send to host K stands still, goes on, breaks
+#   points_now                 how many points of all hosts the vault has by now
 #   points_of_all FROM TO      names of all points of all hosts, from one mark to another, into $W/marks
 #   judge_mark NAME            restores all hosts' disks there; status 1: it is no prefix
 # shellcheck source=tests/e2e/lib.sh
@@ -84,6 +85,8 @@ marks_of() { vm_exec "h$1" "asrctl group show g -o json" 2> /dev/null | jq -c .m
 coordinator() { marks_of 0 | jq -r .coordinator; }
 count_of() { vm_exec "$1" "asrctl group show g -o json" 2> /dev/null | jq "${2:-.marks.declared}"; }
 more_than() { local n; n=$(count_of "$1") && [ "${n:-0}" -gt "$2" ]; }
+
+points_now() { "$B/asrctl" point list g --vault-dir "$W/vault" -o json | jq .points.count; }
 
 points_of_all() {
 	"$B/asrctl" point list g --vault-dir "$W/vault" -o json > "$W/points.json" || return 1

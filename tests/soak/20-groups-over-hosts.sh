@@ -9,11 +9,7 @@ set -eu
 if [ -n "${ASR_GUEST:-}" ]; then
 	# shellcheck source=tests/e2e/hosts-guest.sh
 	. /asr/in/hosts-guest.sh
-	host_up
-	protected
-	chain_start
-	until_told
-	host_down
+	host_life
 	exit 0
 fi
 # shellcheck source=tests/e2e/hosts-lib.sh
@@ -28,9 +24,8 @@ named() { # NAME: the group may be in trouble just now
 	retry_until 300 marks "$1" || fail "mark $1: $(cat "$W/named.log")"
 }
 named first
-count() { "$B/asrctl" point list g --vault-dir "$W/vault" -o json | jq .points.count; }
 killed() { ! vm_exec "h$1" "test -e /run/kill-asrd"; }
-have=$(count) goal=$((have + points)) kills=0 stops=0 cuts=0
+have=$(points_now) goal=$((have + points)) kills=0 stops=0 cuts=0
 while [ "$have" -lt $goal ]; do
 	k=$((RANDOM % hosts))
 	case $((RANDOM % 4)) in
@@ -51,10 +46,10 @@ while [ "$have" -lt $goal ]; do
 		;;
 	3) ;;
 	esac
-	now=$(count)
-	grew() { [ "$(count)" -gt $((now + 3)) ]; }
+	now=$(points_now)
+	grew() { [ "$(points_now)" -gt $((now + 3)) ]; }
 	retry_until 300 grew || { for ((k = 0; k < hosts; k++)); do marks_of "$k"; done; fail "no more points"; }
-	have=$(count)
+	have=$(points_now)
 done
 say "$kills asrds killed, $stops times a link stood still, $cuts broke: $have points"
 named last
