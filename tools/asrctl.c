@@ -90,6 +90,8 @@ const struct command commands[] = {
 	       OPT("settle", "SECONDS", "how long a difference must last to be one [35]"), OPT_CONTROL) },
 	{ "group", "delete", "NAME", "take this host out of a group in which it protects no disk", 1, 1, group_delete,
 	  OPTS(OPT_CONTROL) },
+	{ "app", "serve", "", "make applications quiet when a mark of several hosts wants it", 0, 0, app_serve,
+	  OPTS(OPT_CONTROL) },
 	{ "disk", "protect", "DEVICE", "put a block device under protection, live", 1, 1, disk_protect,
 	  OPTS(OPT("group", "NAME", "the group it joins", .required = true),
 	       OPT("name", "DISK", "name of the disk in the group [the device's own]"),

@@ -81,6 +81,8 @@ void progress_end(struct progress *p);
 /* --------------------------------------------------------------- daemon.c */
 
 /* One call to asrd, one answer. Steals parameters; *answer is the caller's. */
+int daemon_call_long(const struct args *a, const char *method, json_t *parameters, json_t **answer,
+		     struct why *why);	/* it may take minutes: asrd says now and then that it goes on */
 int daemon_call(const struct args *a, const char *method, json_t *parameters, json_t **answer,
 		struct why *why);
 /* SIGINT and SIGTERM from now on only set what this returns. */
@@ -215,8 +217,18 @@ bool boot_is_root(const char *group, json_t *disk);
 
 /* ---------------------------------------------------------------- quiet.c */
 
-/* An application-consistent mark: {id, seq, time_ns, consistency, frozen, frozen_ns} */
-int quiet_run(const struct args *a, const char *mark, json_t **answer, struct why *why);
+/* --timeout, checked */
+int quiet_timeout(const struct args *a, unsigned int *seconds, struct why *why);
+/* A mark while this host's applications are quiet */
+struct quiet_for {
+	const char *group, *name;
+	unsigned int seconds;		/* of each script, and of all that is frozen */
+	/* The mark itself: its name in the stream, and its id as text. NULL: the kernel makes it, of this host */
+	int (*mark)(const struct quiet_for *f, char whole[ASR_NAME_BYTES], char *id, size_t bytes, struct why *why);
+	const struct args *args;
+};
+/* *answer, unless f->mark: {id, seq, time_ns, consistency, frozen, frozen_ns} */
+int quiet_run(const struct args *a, const struct quiet_for *f, json_t **answer, struct why *why);
 
 /* ------------------------------------------------- one file for each noun */
 
@@ -239,6 +251,7 @@ int group_resync(const struct args *a, struct why *why);
 int group_pause(const struct args *a, struct why *why);
 int group_resume(const struct args *a, struct why *why);
 int group_verify(const struct args *a, struct why *why);	/* 1: they differ */
+int app_serve(const struct args *a, struct why *why);
 int disk_protect(const struct args *a, struct why *why);
 int disk_unprotect(const struct args *a, struct why *why);
 int disk_list(const struct args *a, struct why *why);

@@ -208,6 +208,32 @@ static void mark_name(const char *kind, char out[ASR_NAME_BYTES])
 	snprintf(out, ASR_NAME_BYTES, "%s-%s", kind, when);
 }
 
+/* asrd knows; where it does not run, nobody makes points of several hosts */
+static bool on_several_hosts(const struct args *a)
+{
+	cleanup_json group = NULL;
+	int err = daemon_call(a, "io.asr.Group.Show", json_pack("{s:s}", "name", a->words[0]), &group, NULL);
+
+	/* a group that asrd does not know may be in the kernel all the same: the mark says so */
+	return !err && !json_is_null(json_object_get(group, "marks"));
+}
+
+static int app_mark(const struct args *a, const char *name, json_t **answer, struct why *why)
+{
+	struct quiet_for f = { .group = a->words[0], .name = name, .args = a };
+	int err = quiet_timeout(a, &f.seconds, why);
+
+	if (err)
+		return err;
+	if (!on_several_hosts(a))
+		return quiet_run(a, &f, answer, why);
+	if (arg_given(a, "freeze") || arg_given(a, "no-freeze") || arg_given(a, "script"))
+		return why_set(why, EINVAL, "group %s is on several hosts: --freeze, --no-freeze and --script are of one, "
+			       "and scripts in /etc/asr/app/%s are right, on each", f.group, f.group);
+	return daemon_call_long(a, "io.asr.Group.Mark", json_pack("{s:s, s:s, s:i}", "group", f.group, "name", name,
+				"app_timeout_s", (int)f.seconds), answer, why);
+}
+
 int group_mark(const struct args *a, struct why *why)
 {
 	const char *kind = arg_value(a, "consistency", "crash"), *given = arg_value(a, "name", NULL);
@@ -228,7 +254,7 @@ int group_mark(const struct args *a, struct why *why)
 	if (!err && given)
 		snprintf(name, sizeof(name), "%s", given);
 	if (!err)
-		err = app ? quiet_run(a, name, &answer, why) :
+		err = app ? app_mark(a, name, &answer, why) :
 			    daemon_call(a, "io.asr.Group.Mark", json_pack("{s:s, s:s}", "group", a->words[0],
 					"name", name), &answer, why);
 	if (err)
@@ -239,8 +265,8 @@ int group_mark(const struct args *a, struct why *why)
 		return 0;
 	}
 	if (json_object_get(answer, "mark")) {
-		printf("mark %s of group %s, on all of its hosts; restore it with --point name:%s\n", name, a->words[0],
-		       name);
+		printf("mark %s of group %s, on all of its hosts%s; restore it with --point name:%s\n", name, a->words[0],
+		       app ? ", application-consistent" : "", name);
 		return 0;
 	}
 	printf("mark %s of group %s: seq %lld, %s", name, a->words[0],

@@ -36,7 +36,6 @@
 
 #define APP_DIR		"/etc/asr/app"		/* GROUP/: scripts that are always called */
 #define TIMEOUT_DEFAULT	"10"
-#define TIMEOUT_MAX	600
 #define MOUNTS		64
 #define SCRIPTS		32
 #define DISKS		256
@@ -58,6 +57,7 @@ struct mount {
 
 struct quiet {
 	const char *group, *mark;
+	const struct quiet_for *all;	/* the mark is one of several hosts; NULL: of this one */
 	uint64_t limit_ns;		/* of each script, and of all that is frozen */
 	struct mount mounts[MOUNTS];
 	unsigned int mount_count;
@@ -68,7 +68,8 @@ struct quiet {
 	char device[DM_NAME_BYTES];	/* one of the group's */
 	dev_t disks[DISKS];
 	unsigned int disk_count;
-	char answer[128];		/* id, seq, time */
+	char answer[128];		/* id, and of one host: seq, time */
+	char whole[ASR_NAME_BYTES];	/* the mark's name in the stream */
 	uint64_t begin_ns, frozen_ns;
 };
 
@@ -470,17 +471,26 @@ static int thaw_all(struct quiet *q, struct why *why)
 
 /* ------------------------------------------------------------------------ the mark */
 
+static int make_mark(struct quiet *q, struct why *why)
+{
+	char text[128];
+
+	if (q->all)
+		return q->all->mark(q->all, q->whole, q->answer, sizeof(q->answer), why);
+	snprintf(q->whole, sizeof(q->whole), "%s", q->mark);
+	snprintf(text, sizeof(text), "mark %s", q->mark);
+	return dm_ask(q->device, text, q->answer, sizeof(q->answer), why);
+}
+
 static int frozen_mark(struct quiet *q, struct why *why)
 {
 	struct why other = {0};
-	char text[128];
 	int err, e;
 
 	mlockall(MCL_CURRENT | MCL_FUTURE);
-	snprintf(text, sizeof(text), "mark %s", q->mark);
 	err = freeze_all(q, why);
 	if (!err)
-		err = dm_ask(q->device, text, q->answer, sizeof(q->answer), why);
+		err = make_mark(q, why);
 	e = thaw_all(q, err ? &other : why);
 	q->frozen_ns = now_ns() - q->begin_ns;
 	munlockall();
@@ -503,7 +513,7 @@ static int quiet_mark(struct quiet *q, struct why *why)
 	e = scripts_thaw(q, err ? &other : why);
 	err = err ? err : e;
 	if (!err) {
-		snprintf(text, sizeof(text), "declare %.*s %s app", (int)strcspn(q->answer, " "), q->answer, q->mark);
+		snprintf(text, sizeof(text), "declare %.*s %s app", (int)strcspn(q->answer, " "), q->answer, q->whole);
 		err = dm_message(q->device, text, why);
 	}
 	sigprocmask(SIG_SETMASK, &before, NULL);
@@ -512,16 +522,10 @@ static int quiet_mark(struct quiet *q, struct why *why)
 
 static int look(struct quiet *q, const struct args *a, struct why *why)
 {
-	const char *limit = arg_value(a, "timeout", TIMEOUT_DEFAULT);
-	char *end;
-	long s = strtol(limit, &end, 10);
 	int err;
 
-	if (*end || s < 1 || s > TIMEOUT_MAX)
-		return why_set(why, EINVAL, "bad time \"%.40s\": 1 to %d seconds are right", limit, TIMEOUT_MAX);
 	if (arg_given(a, "freeze") && arg_given(a, "no-freeze"))
 		return why_set(why, EINVAL, "--freeze and --no-freeze exclude each other");
-	q->limit_ns = (uint64_t)s * NS;
 	err = dm_each_asr(add_disk, q, why);
 	if (!err && !q->disk_count)
 		err = why_set(why, ENOENT, "group %s protects no disk on this host", q->group);
@@ -537,17 +541,19 @@ static int look(struct quiet *q, const struct args *a, struct why *why)
 	return err;
 }
 
-/* asrd knows; where it does not run, nobody makes points of several hosts */
-static bool on_several_hosts(const struct args *a)
+int quiet_timeout(const struct args *a, unsigned int *seconds, struct why *why)
 {
-	cleanup_json group = NULL;
-	int err = daemon_call(a, "io.asr.Group.Show", json_pack("{s:s}", "name", a->words[0]), &group, NULL);
+	const char *limit = arg_value(a, "timeout", TIMEOUT_DEFAULT);
+	char *end;
+	long s = strtol(limit, &end, 10);
 
-	/* a group that asrd does not know may be in the kernel all the same: the mark says so */
-	return !err && !json_is_null(json_object_get(group, "marks"));
+	if (*end || s < 1 || s > APP_TIMEOUT_MAX)
+		return why_set(why, EINVAL, "bad time \"%.40s\": 1 to %d seconds are right", limit, APP_TIMEOUT_MAX);
+	*seconds = (unsigned int)s;
+	return 0;
 }
 
-int quiet_run(const struct args *a, const char *mark, json_t **answer, struct why *why)
+int quiet_run(const struct args *a, const struct quiet_for *f, json_t **answer, struct why *why)
 {
 	struct quiet *q = calloc(1, sizeof(*q));
 	unsigned long long id, seq, time;
@@ -556,20 +562,17 @@ int quiet_run(const struct args *a, const char *mark, json_t **answer, struct wh
 
 	if (!q || !places) {
 		free(q);
+		json_decref(places);
 		return -ENOMEM;
 	}
-	if (on_several_hosts(a)) {
-		free(q);
-		json_decref(places);
-		return why_set(why, EOPNOTSUPP, "group %s is on several hosts, and only this one could be made quiet: "
-			       "--consistency crash is right", a->words[0]);
-	}
-	q->group = a->words[0];
-	q->mark = mark;
+	q->group = f->group;
+	q->mark = f->name;
+	q->all = f->mark ? f : NULL;
+	q->limit_ns = f->seconds * NS;
 	err = look(q, a, why);
 	if (!err)
 		err = quiet_mark(q, why);
-	if (!err && sscanf(q->answer, "%llu %llu %llu", &id, &seq, &time) != 3)
+	if (!err && !q->all && sscanf(q->answer, "%llu %llu %llu", &id, &seq, &time) != 3)
 		err = why_set(why, EPROTO, "the kernel's answer is not understood: %s", q->answer);
 	for (unsigned int i = 0; i < q->mount_count; i++) {
 		json_array_append_new(places, json_string(q->mounts[i].place));
@@ -577,7 +580,7 @@ int quiet_run(const struct args *a, const char *mark, json_t **answer, struct wh
 		if (q->mounts[i].sock >= 0)
 			close(q->mounts[i].sock);
 	}
-	if (!err)
+	if (!err && !q->all)
 		*answer = json_pack("{s:I, s:I, s:I, s:s, s:O, s:I}", "id", (json_int_t)id, "seq", (json_int_t)seq,
 				    "time_ns", (json_int_t)time, "consistency", "app", "frozen", places, "frozen_ns",
 				    q->mount_count ? (json_int_t)q->frozen_ns : 0);

@@ -30,6 +30,7 @@
 #define ASR_STATE_DIR		"/var/lib/asr"		/* source host */
 #define ASR_VAULT_DIR		"/var/lib/asr-vault"	/* recovery site */
 #define ASR_SOCKET		"/run/asr/asrd.sock"
+#define APP_TIMEOUT_MAX		600	/* seconds, of what is quiet for an application-consistent mark */
 #define ASR_VAULT_SOCKET	"/run/asr/vaultd.sock"
 
 /* ---------------------------------------------------------------- log.c */

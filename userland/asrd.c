@@ -222,6 +222,7 @@ static void tick(struct loop_op *op, int res, unsigned int flags)
 
 	group_second(t->d);
 	peers_second(t->d->peers);
+	quiet_second(t->d);
 	log_notify("WATCHDOG=1");
 	loop_timeout(t->d->loop, op, NS_PER_S);
 }

@@ -16,6 +16,9 @@
  * The coordinator places its own mark last: it need hold for no longer than it
  * takes to say RELEASE.
  *
+ *   with app      ASK_QUIET -> ASK_READY all are quiet: its mark is tried -> ASK_MARKED
+ *                      -> over      all have declared that they were quiet until after it
+ *
  * A host's hold ends by RELEASE, by the kernel's timer, or here when the
  * connection to who asked for it is lost.
  *
@@ -26,173 +29,21 @@
  *
  * Context. Pure, one thread.
  */
-#include "marks.h"
+#include "marksint.h"
 
 #include <errno.h>
 #include <string.h>
 
-#define NS_PER_MS	1000000ull
-#define NS_PER_S	1000000000ull
 #define ANSWER_NS	(5 * NS_PER_S)	/* to say HELD or BROKEN; nobody holds any more by then */
 #define ASK_NS		(10 * NS_PER_S)	/* a mark that was asked for is tried for so long */
 #define RETRY_NS	(200 * NS_PER_MS)	/* between two tries */
 #define LATE_NS		(100 * NS_PER_MS)	/* the kernel's timer is over for certain */
 #define STATE_NS	NS_PER_S	/* each host says how it is */
-#define ASKS_MAX	16
 #define AUTO		"auto"		/* name of marks that nobody asked for */
-
-enum marks_state { IDLE, PLACING, RELEASING };
-
-struct marks {
-	struct marks_ops ops;
-	void *arg;
-	struct marks_member member[MARKS_MEMBERS_MAX];	/* in order of their ids; [0] is the coordinator */
-	unsigned int count, me;		/* me: count when this host is not among them */
-	uint64_t epoch, mark_ns, hold_ns, incarnation;
-	char self_why[160];		/* "": it reads its ring */
-
-	/* as a host */
-	struct {
-		char name[ASR_NAME_BYTES];	/* "": none yet */
-		char from[33];			/* who asked for it; "": this host */
-		uint64_t id, until;	/* until: the kernel has ended it by then */
-		bool on, held;
-	} hold;
-	uint64_t state_due, now;	/* now: of the call under way */
-
-	/* as the coordinator */
-	enum marks_state state;
-	char name[ASR_NAME_BYTES];	/* of the mark that is tried */
-	uint64_t due, deadline;		/* of the next; of this one's state */
-	uint64_t not_before;		/* one that is asked for, after one that failed */
-	bool asked_for;			/* the mark that is tried is asks[0]'s */
-	struct ask {
-		char name[ASR_NAME_BYTES];
-		char from[33];		/* "": this host */
-		uint64_t until;
-	} asks[ASKS_MAX];
-	unsigned int ask_count;
-
-	uint64_t declared, failed, last_declared_ns;
-	char last_failure[200];
-	struct holds holds, delays;
-};
-
-/* -------------------------------------------------------------- histogram */
-
-static unsigned int bucket_of(uint64_t ns)
-{
-	uint64_t us = ns / 1000;
-	unsigned int octave, i;
-
-	if (us < 8)
-		return (unsigned int)us;
-	octave = 63 - (unsigned int)__builtin_clzll(us);	/* 3 and more */
-	i = 8 * (octave - 2) + (unsigned int)(us >> (octave - 3) & 7);
-	return i < HOLDS_BUCKETS ? i : HOLDS_BUCKETS - 1;
-}
-
-/* First value that is too great for it, in us */
-static uint64_t bucket_end(unsigned int i)
-{
-	return i < 8 ? i + 1 : (uint64_t)(8 + i % 8 + 1) << (i / 8 - 1);
-}
-
-void holds_add(struct holds *h, uint64_t ns, uint64_t times)
-{
-	if (!times)
-		return;
-	h->count += times;
-	h->bucket[bucket_of(ns)] += times;
-	if (ns > h->max_ns)
-		h->max_ns = ns;
-}
-
-uint64_t holds_quantile(const struct holds *h, double q)
-{
-	uint64_t below = 0, end;
-
-	for (unsigned int i = 0; i < HOLDS_BUCKETS; i++) {
-		below += h->bucket[i];
-		if (h->count && (double)below >= q * (double)h->count) {
-			end = bucket_end(i) * 1000;
-			return end < h->max_ns ? end : h->max_ns;
-		}
-	}
-	return h->max_ns;
-}
-
-json_t *holds_json(const struct holds *h)
-{
-	json_t *list = json_array();
-
-	for (unsigned int i = 0; i < HOLDS_BUCKETS; i++)
-		if (h->bucket[i])
-			json_array_append_new(list, json_pack("{s:I, s:I}", "le_us", (json_int_t)bucket_end(i), "count",
-							      (json_int_t)h->bucket[i]));
-	return json_pack("{s:I, s:f, s:f, s:f, s:o}", "count", (json_int_t)h->count,
-			 "p50_us", (double)holds_quantile(h, 0.5) / 1e3,
-			 "p99_us", (double)holds_quantile(h, 0.99) / 1e3, "max_us", (double)h->max_ns / 1e3,
-			 "buckets", list);
-}
 
 /* --------------------------------------------------------------- messages */
 
-static const char *const kinds[] = {
-	[MARKS_STATE] = "state", [MARKS_MARK] = "mark", [MARKS_PLACED] = "placed", [MARKS_REFUSED] = "refused",
-	[MARKS_RELEASE] = "release", [MARKS_HELD] = "held", [MARKS_BROKEN] = "broken", [MARKS_DECLARE] = "declare",
-	[MARKS_ASK] = "ask", [MARKS_DONE] = "done", [MARKS_FAILED] = "failed",
-};
-#define KINDS	(sizeof(kinds) / sizeof(kinds[0]))
-
-/* It is shown to people, and in logs; and half a letter is no JSON */
-static void clean(char *text)
-{
-	for (char *p = text; *p; p++)
-		if ((unsigned char)*p < ' ' || (unsigned char)*p >= 0x7f)
-			*p = '?';
-}
-
-json_t *marks_msg_json(const struct marks_msg *m, const uint8_t group[ASR_UUID_BYTES])
-{
-	char hex[2 * ASR_UUID_BYTES + 1];
-
-	hex_encode(group, ASR_UUID_BYTES, hex);
-	return json_pack("{s:s, s:s, s:s, s:b, s:I, s:I, s:I, s:I, s:s}", "group", hex, "kind", kinds[m->kind], "name",
-			 m->name, "ready", m->ready, "epoch", (json_int_t)m->epoch, "incarnation",
-			 (json_int_t)m->incarnation, "hold_ns", (json_int_t)m->hold_ns, "time_ns",
-			 (json_int_t)m->time_ns, "text", m->text);
-}
-
-int marks_msg_parse(const json_t *j, struct marks_msg *m, uint8_t group[ASR_UUID_BYTES])
-{
-	const char *hex, *kind, *name, *text;
-	json_int_t epoch, incarnation, hold, time;
-	int ready;
-
-	memset(m, 0, sizeof(*m));
-	if (json_unpack((json_t *)(uintptr_t)j, "{s:s, s:s, s:s, s:b, s:I, s:I, s:I, s:I, s:s}", "group", &hex, "kind",
-			&kind, "name", &name, "ready", &ready, "epoch", &epoch, "incarnation", &incarnation,
-			"hold_ns", &hold, "time_ns", &time, "text", &text) ||
-	    hex_decode(hex, group, ASR_UUID_BYTES) || (*name && name_check("mark", name, NULL)))
-		return -EBADMSG;
-	for (size_t i = 1; i < KINDS && !m->kind; i++)
-		if (!strcmp(kind, kinds[i]))
-			m->kind = (enum marks_kind)i;
-	if (!m->kind || (m->kind != MARKS_STATE && !*name))
-		return -EBADMSG;
-	snprintf(m->name, sizeof(m->name), "%s", name);
-	snprintf(m->text, sizeof(m->text), "%s", text);
-	clean(m->text);
-	m->ready = ready;
-	m->epoch = (uint64_t)epoch;
-	m->incarnation = (uint64_t)incarnation;
-	m->hold_ns = (uint64_t)hold;
-	m->time_ns = (uint64_t)time;
-	return 0;
-}
-
-static void send(struct marks *m, const char *to, enum marks_kind kind, const char *name, const char *text)
+void marks_send(struct marks *m, const char *to, enum marks_kind kind, const char *name, const char *text)
 {
 	struct marks_msg msg = { .kind = kind };
 
@@ -217,7 +68,7 @@ static void set_why(struct marks_member *p, const char *why, uint64_t now)
 	if (!*p->why || !*why)
 		p->since_ns = now;
 	snprintf(p->why, sizeof(p->why), "%s", why);
-	clean(p->why);
+	marks_clean(p->why);
 }
 
 /* ------------------------------------------------------------------- host */
@@ -238,6 +89,7 @@ static int place(struct marks *m, const char *name, const char *from, uint64_t h
 	m->hold.until = m->now + hold_ns + LATE_NS;
 	m->hold.on = true;
 	m->hold.held = false;
+	app_placed(m, name);
 	return 0;
 }
 
@@ -293,16 +145,16 @@ static void on_mark(struct marks *m, const char *from, const struct marks_msg *m
 	int r;
 
 	if (!wire_group_mark_parse(msg->name, plain, &epoch) || epoch != m->epoch || msg->epoch != m->epoch) {
-		send(m, from, MARKS_REFUSED, msg->name, "it knows other members of the group");
+		marks_send(m, from, MARKS_REFUSED, msg->name, "it knows other members of the group");
 	} else if (strcmp(from, m->member[0].host_id)) {
-		send(m, from, MARKS_REFUSED, msg->name, "it is not the one who makes the marks");
+		marks_send(m, from, MARKS_REFUSED, msg->name, "it is not the one who makes the marks");
 	} else if (*m->self_why || msg->incarnation != m->incarnation) {
-		send(m, from, MARKS_REFUSED, msg->name, *m->self_why ? m->self_why : "its asrd was started anew");
+		marks_send(m, from, MARKS_REFUSED, msg->name, *m->self_why ? m->self_why : "its asrd was started anew");
 	} else {
 		drop_hold_of(m, from);	/* it has given up the one before */
 		r = m->hold.on ? -EBUSY : place(m, msg->name, from, msg->hold_ns && msg->hold_ns < m->hold_ns ?
 						msg->hold_ns : m->hold_ns);
-		send(m, from, r ? MARKS_REFUSED : MARKS_PLACED, msg->name, r ? refusal(r) : NULL);
+		marks_send(m, from, r ? MARKS_REFUSED : MARKS_PLACED, msg->name, r ? refusal(r) : NULL);
 	}
 }
 
@@ -311,17 +163,17 @@ static void on_release(struct marks *m, const char *from, const struct marks_msg
 	if (strcmp(m->hold.name, msg->name) || strcmp(m->hold.from, from) || !m->hold.on ||
 	    msg->incarnation != m->incarnation)
 		return;		/* refused, or known to be broken */
-	send(m, from, let_go(m) ? MARKS_HELD : MARKS_BROKEN, msg->name, "writes were withheld for longer than may be");
+	marks_send(m, from, let_go(m) ? MARKS_HELD : MARKS_BROKEN, msg->name, "writes were withheld for longer than may be");
 }
 
 /* ------------------------------------------------------------- coordinator */
 
-static bool is_coordinator(const struct marks *m)
+bool marks_coordinates(const struct marks *m)
 {
 	return m->count > 1 && m->me == 0;
 }
 
-static void ask_ended(struct marks *m, unsigned int i, const char *mark, const char *why)
+void marks_ask_ended(struct marks *m, unsigned int i, const char *mark, const char *why)
 {
 	struct ask a = m->asks[i];
 
@@ -330,7 +182,7 @@ static void ask_ended(struct marks *m, unsigned int i, const char *mark, const c
 		m->asked_for = false;
 	memmove(&m->asks[i], &m->asks[i + 1], (m->ask_count - i) * sizeof(m->asks[0]));
 	if (*a.from)
-		send(m, a.from, mark ? MARKS_DONE : MARKS_FAILED, a.name, mark ? mark : why);
+		marks_send(m, a.from, mark ? MARKS_DONE : MARKS_FAILED, a.name, mark ? mark : why);
 	else
 		m->ops.asked(m->arg, a.name, mark, why);
 }
@@ -343,6 +195,21 @@ static void send_release(struct marks *m)
 		memcpy(msg.name, m->name, sizeof(msg.name));
 		m->ops.send(m->arg, m->member[i].host_id, &msg);
 	}
+}
+
+/* Is there one to be tried? It comes to the front. */
+static bool next_ask(struct marks *m)
+{
+	for (unsigned int i = 0; i < m->ask_count; i++) {
+		struct ask a = m->asks[i];
+
+		if (a.limit_ns && a.at != ASK_READY)
+			continue;
+		memmove(&m->asks[1], &m->asks[0], i * sizeof(m->asks[0]));
+		m->asks[0] = a;
+		return true;
+	}
+	return false;
 }
 
 __attribute__((format(printf, 2, 3)))
@@ -360,24 +227,29 @@ static void give_up(struct marks *m, const char *fmt, ...)
 	va_start(ap, fmt);
 	vsnprintf(m->last_failure, sizeof(m->last_failure), fmt, ap);
 	va_end(ap);
-	clean(m->last_failure);
+	marks_clean(m->last_failure);
 }
 
 static void declared(struct marks *m, uint64_t now)
 {
+	bool app = m->asked_for && m->ask_count && m->asks[0].limit_ns;
 	int r = declare(m, m->name);
 
 	/* what was just read by one of them is true: each says it, if it can */
 	for (unsigned int i = 1; i < m->count; i++)
-		send(m, m->member[i].host_id, MARKS_DECLARE, m->name, NULL);
+		marks_send(m, m->member[i].host_id, MARKS_DECLARE, m->name, NULL);
 	m->state = IDLE;
 	m->declared++;
 	m->last_declared_ns = now;
-	if (m->asked_for && m->ask_count) {
+	if (app) {
+		app_declared(m, &m->asks[0]);
+		m->asked_for = false;
+		app_marked(m, m->name, r);
+	} else if (m->asked_for && m->ask_count) {
 		if (r)
-			ask_ended(m, 0, NULL, "it was not written down here that all hosts had held");
+			marks_ask_ended(m, 0, NULL, "it was not written down here that all hosts had held");
 		else
-			ask_ended(m, 0, m->name, NULL);
+			marks_ask_ended(m, 0, m->name, NULL);
 	}
 }
 
@@ -405,7 +277,7 @@ static void all_placed(struct marks *m, uint64_t now)
 }
 
 /* Can a mark be tried? Else why not, of the first that stands in its way */
-static const struct marks_member *in_the_way(const struct marks *m)
+const struct marks_member *marks_in_the_way(const struct marks *m)
 {
 	for (unsigned int i = 0; i < m->count; i++)
 		if (*m->member[i].why)
@@ -415,9 +287,9 @@ static const struct marks_member *in_the_way(const struct marks *m)
 
 static void begin(struct marks *m, uint64_t now)
 {
-	const struct marks_member *p = in_the_way(m);
+	const struct marks_member *p = marks_in_the_way(m);
 
-	m->asked_for = m->ask_count;
+	m->asked_for = next_ask(m);
 	if (p) {
 		snprintf(m->last_failure, sizeof(m->last_failure), "host %s: %s", p->host, p->why);
 		m->not_before = now + RETRY_NS;
@@ -471,17 +343,19 @@ static void expire(struct marks *m, uint64_t now)
 
 /* ------------------------------------------------------------------ events */
 
-static int push_ask(struct marks *m, const char *name, const char *from, uint64_t now)
+static int push_ask(struct marks *m, const char *name, uint64_t limit_ns, const char *from, uint64_t now)
 {
 	struct ask *a = &m->asks[m->ask_count];
 	char full[ASR_NAME_BYTES];
 
-	if (wire_group_mark(name, 1, 0, full))
+	if (wire_group_mark(name, 1, 0, full) || limit_ns > APP_LIMIT_MAX_NS)
 		return -EINVAL;
 	if (m->ask_count == ASKS_MAX)
 		return -EBUSY;
+	memset(a, 0, sizeof(*a));
 	snprintf(a->name, sizeof(a->name), "%s", name);
 	snprintf(a->from, sizeof(a->from), "%s", from);
+	a->limit_ns = limit_ns;
 	a->until = now + ASK_NS;
 	m->ask_count++;
 	return 0;
@@ -521,19 +395,30 @@ void marks_message(struct marks *m, const char *host_id, const struct marks_msg 
 		break;
 	case MARKS_DECLARE:
 		if (!strcmp(m->hold.from, host_id))
-			declare(m, msg->name);
+			app_marked(m, msg->name, declare(m, msg->name));
+		break;
+	case MARKS_QUIET:
+		app_on_quiet(m, host_id, msg);
+		break;
+	case MARKS_LOUD:
+		if (!strcmp(m->quiet.from, host_id) && !strcmp(m->quiet.name, msg->name))
+			app_stop_quiet(m, msg->text);
+		break;
+	case MARKS_IS_QUIET:
+	case MARKS_IS_LOUD:
+		app_heard(m, (unsigned int)(p - m->member), msg);
 		break;
 	case MARKS_ASK:
-		if (!is_coordinator(m))
-			send(m, host_id, MARKS_FAILED, msg->name, "it is not the one who makes the marks");
-		else if (push_ask(m, msg->name, host_id, now))
-			send(m, host_id, MARKS_FAILED, msg->name, "too many marks are being waited for");
+		if (!marks_coordinates(m))
+			marks_send(m, host_id, MARKS_FAILED, msg->name, "it is not the one who makes the marks");
+		else if (push_ask(m, msg->name, msg->hold_ns, host_id, now))
+			marks_send(m, host_id, MARKS_FAILED, msg->name, "too many marks are being waited for");
 		break;
 	case MARKS_DONE:
 	case MARKS_FAILED:
 		for (unsigned int i = 0; i < m->ask_count && p == m->member; i++)
 			if (!*m->asks[i].from && !strcmp(m->asks[i].name, msg->name)) {
-				ask_ended(m, i, msg->kind == MARKS_DONE ? msg->text : NULL, msg->text);
+				marks_ask_ended(m, i, msg->kind == MARKS_DONE ? msg->text : NULL, msg->text);
 				break;
 			}
 		break;
@@ -559,8 +444,12 @@ void marks_peer(struct marks *m, const char *host_id, bool up, const char *why, 
 	if (!p || m->me == m->count || p == &m->member[m->me])
 		return;
 	drop_hold_of(m, host_id);	/* what it said last has been lost */
+	if (!strcmp(m->quiet.from, host_id))
+		app_stop_quiet(m, "the connection to who makes the marks broke");
 	if (m->state != IDLE && (up || p->up))
 		give_up(m, "host %s: %s", p->host, up ? "connected anew" : why);
+	if (up || p->up)
+		app_lost(m, p->host, up ? "connected anew" : why);
 	p->up = up;
 	set_why(p, up ? "connected, it has not said yet how it is" : why, now);
 	m->state_due = 0;	/* tell it at once */
@@ -576,6 +465,8 @@ void marks_self(struct marks *m, uint64_t incarnation, const char *why, uint64_t
 		m->hold.name[0] = 0;
 		if (m->state != IDLE)
 			give_up(m, "this host: its asrd reads the ring anew");
+		app_stop_quiet(m, "its asrd reads the ring anew");
+		app_lost(m, m->member[0].host, "its asrd reads the ring anew");
 	}
 	m->incarnation = incarnation;
 	snprintf(m->self_why, sizeof(m->self_why), "%s", why ? why : "");
@@ -600,8 +491,10 @@ void marks_set(struct marks *m, const char *me, uint64_t epoch, uint64_t mark_ms
 	if (m->state != IDLE)
 		give_up(m, "the members of the group have changed");
 	drop_hold(m);
+	app_stop_quiet(m, "the members of the group have changed");
+	app_lost(m, "the group", "its members have changed");
 	while (count < 2 && m->ask_count)
-		ask_ended(m, 0, NULL, "the group is on one host now");
+		marks_ask_ended(m, 0, NULL, "the group is on one host now");
 	memcpy(old, m->member, sizeof(old));
 	m->epoch = epoch;
 	m->count = count < MARKS_MEMBERS_MAX ? count : MARKS_MEMBERS_MAX;
@@ -627,8 +520,8 @@ void marks_set(struct marks *m, const char *me, uint64_t epoch, uint64_t mark_ms
 static void expire_asks(struct marks *m, uint64_t now)
 {
 	for (unsigned int i = m->state != IDLE && m->asked_for; i < m->ask_count; )
-		if (now >= m->asks[i].until)
-			ask_ended(m, i, NULL, *m->last_failure ? m->last_failure : "no answer");
+		if (now >= m->asks[i].until && m->asks[i].at == ASK_WAITS)
+			marks_ask_ended(m, i, NULL, *m->last_failure ? m->last_failure : "no answer");
 		else
 			i++;
 }
@@ -645,15 +538,17 @@ uint64_t marks_tick(struct marks *m, uint64_t now, uint64_t time_real)
 		return 0;
 	}
 	expire(m, now);
+	app_expire_quiet(m, now);
 	expire_asks(m, now);
+	app_run(m, now);
 	if (now >= m->state_due) {
 		for (unsigned int i = 0; i < m->count; i++)
 			if (i != m->me && m->member[i].up)
 				say_state(m, m->member[i].host_id, time_real);
 		m->state_due = now + STATE_NS;
 	}
-	if (is_coordinator(m) && m->state == IDLE &&
-	    ((m->mark_ns && now >= m->due) || (m->ask_count && now >= m->not_before))) {
+	if (marks_coordinates(m) && m->state == IDLE &&
+	    ((m->mark_ns && now >= m->due) || (now >= m->not_before && next_ask(m)))) {
 		if (now >= m->due)
 			m->due = now + m->mark_ns;
 		begin(m, now);
@@ -661,25 +556,28 @@ uint64_t marks_tick(struct marks *m, uint64_t now, uint64_t time_real)
 	due = m->state_due;
 	if (m->state != IDLE && m->deadline < due)
 		due = m->deadline;
-	if (is_coordinator(m) && m->state == IDLE && m->mark_ns && m->due < due)
+	if (marks_coordinates(m) && m->state == IDLE && m->mark_ns && m->due < due)
 		due = m->due;
 	if (m->hold.on && m->hold.until < due)
 		due = m->hold.until;
-	if (m->ask_count && now + 100 * NS_PER_MS < due)
+	if ((m->ask_count || m->quiet.at != LOUD) && now + 100 * NS_PER_MS < due)
 		due = now + 100 * NS_PER_MS;
 	return due;
 }
 
-int marks_ask(struct marks *m, const char *name, uint64_t now)
+int marks_ask(struct marks *m, const char *name, uint64_t limit_ns, uint64_t now)
 {
+	struct marks_msg msg = { .kind = MARKS_ASK, .hold_ns = limit_ns };
 	int r;
 
 	m->now = now;
-	r = push_ask(m, name, "", now);
-	if (r || is_coordinator(m) || !m->count)
+	r = push_ask(m, name, limit_ns, "", now);
+	if (r || marks_coordinates(m) || !m->count)
 		return r;
-	m->asks[m->ask_count - 1].until += 2 * NS_PER_S;	/* the coordinator knows better why not */
-	send(m, m->member[0].host_id, MARKS_ASK, name, NULL);
+	/* the coordinator knows better why not */
+	m->asks[m->ask_count - 1].until += 2 * NS_PER_S + (limit_ns ? ASK_NS + 2 * APP_LIMITS * limit_ns : 0);
+	snprintf(msg.name, sizeof(msg.name), "%s", name);
+	m->ops.send(m->arg, m->member[0].host_id, &msg);
 	return 0;
 }
 
@@ -720,7 +618,7 @@ const struct marks_member *marks_member(const struct marks *m, unsigned int i)
 
 json_t *marks_json(const struct marks *m, uint64_t now, uint64_t time_real)
 {
-	const struct marks_member *p = in_the_way(m);
+	const struct marks_member *p = marks_in_the_way(m);
 	json_t *hosts = json_array();
 	char when[40];
 

@@ -21,9 +21,13 @@ enum marks_kind {
 	MARKS_HELD,		/* host -> coordinator: name */
 	MARKS_BROKEN,		/* host -> coordinator: name, text */
 	MARKS_DECLARE,		/* coordinator -> host: name */
-	MARKS_ASK,		/* host -> coordinator: name, as a user gave it */
+	MARKS_ASK,		/* host -> coordinator: name, as a user gave it; hold_ns: see marks_ask's limit_ns */
 	MARKS_DONE,		/* coordinator -> who asked: name, as given; text: the mark's whole name */
 	MARKS_FAILED,		/* coordinator -> who asked: name, as given; text: why */
+	MARKS_QUIET,		/* coordinator -> host: name, as given, hold_ns: limit, the host's incarnation */
+	MARKS_IS_QUIET,		/* host -> coordinator: name, as given; text: why it is not; "": applications are quiet */
+	MARKS_LOUD,		/* coordinator -> host: name, as given; text: there is no mark, why */
+	MARKS_IS_LOUD,		/* host -> coordinator: name, as given; text: why the mark is not declared there; "": is */
 };
 
 struct marks_msg {
@@ -37,6 +41,8 @@ struct marks_msg {
 /* As JSON, with the group; and back: -EBADMSG. Pure, fuzzed */
 json_t *marks_msg_json(const struct marks_msg *m, const uint8_t group[ASR_UUID_BYTES]);
 int marks_msg_parse(const json_t *j, struct marks_msg *m, uint8_t group[ASR_UUID_BYTES]);
+
+void marks_clean(char *text);	/* what is no printable ASCII becomes ? */
 
 /* Durations, in steps of an eighth of a power of two: 1 us to 1 s and more */
 #define HOLDS_BUCKETS	176
@@ -54,6 +60,10 @@ struct marks_ops {
 	/* The end of a mark that marks_ask was called for here: mark's whole name, or why not */
 	void (*asked)(void *arg, const char *name, const char *mark, const char *why);
 	uint64_t (*random)(void *arg);
+	/* Makes this host's applications quiet; marks_quiet has the end. NULL, or why it cannot be tried */
+	const char *(*quiet)(void *arg, const char *name, uint64_t limit_ns);
+	/* They may go on. mark: its whole name, it is to be declared app; marks_loud has the end. NULL: why there is none */
+	void (*loud)(void *arg, const char *name, const char *mark, uint64_t id, const char *why);
 };
 
 struct marks_member {
@@ -80,8 +90,15 @@ void marks_message(struct marks *m, const char *host_id, const struct marks_msg 
 		   uint64_t time_real);
 /* Does what is due. Returns when to come again (now's clock); 0: when something has happened */
 uint64_t marks_tick(struct marks *m, uint64_t now, uint64_t time_real);
-/* A mark of that name, as soon as can be: ops->asked has the end. -EINVAL, -EBUSY: too many wait */
-int marks_ask(struct marks *m, const char *name, uint64_t now);
+/*
+ * A mark of that name, as soon as can be: ops->asked has the end. -EINVAL, -EBUSY: too many wait. limit_ns not 0: with
+ * the applications of all hosts quiet, for so long at most
+ */
+int marks_ask(struct marks *m, const char *name, uint64_t limit_ns, uint64_t now);
+/* This host's applications are quiet, or (why) are not, or no longer. -ESTALE: nobody waits for that. name NULL: any */
+int marks_quiet(struct marks *m, const char *name, const char *why, uint64_t now);
+/* They go on; the mark is declared app, or (why) is not. -ESTALE */
+int marks_loud(struct marks *m, const char *name, const char *why, uint64_t now);
 bool marks_wanted(const struct marks *m);		/* the group is on several hosts */
 uint64_t marks_epoch(const struct marks *m);
 const struct marks_member *marks_member(const struct marks *m, unsigned int i);	/* NULL: no more */

@@ -61,6 +61,7 @@ static void group_mark(struct control_call *call, json_t *parameters, struct asr
 {
 	struct group *g = method_group(call, parameters, "group", d);
 	const char *name = json_string_value(json_object_get(parameters, "name"));
+	json_int_t limit = json_integer_value(json_object_get(parameters, "app_timeout_s"));	/* 0: crash */
 	struct asr_mark mark = { .flags = 0 };
 	struct why why = { "" };
 	int r;
@@ -72,7 +73,16 @@ static void group_mark(struct control_call *call, json_t *parameters, struct asr
 		return;
 	}
 	if (marks_wanted(g->marks)) {
-		peers_mark(g, name, call);
+		if (limit < 0 || limit > APP_TIMEOUT_MAX)
+			control_error(call, "bad app_timeout_s %lld: 1 to %d seconds are right", (long long)limit,
+				      APP_TIMEOUT_MAX);
+		else
+			peers_mark(g, name, (uint64_t)limit * 1000000000, call);
+		return;
+	}
+	if (limit) {
+		control_error(call, "group %s is on this host alone: asrctl makes its applications quiet by itself",
+			      g->name);
 		return;
 	}
 	snprintf(mark.name, sizeof(mark.name), "%s", name);
@@ -347,6 +357,9 @@ static const struct {
 	{ "io.asr.Group.Show",		group_show },
 	{ "io.asr.Group.Mark",		group_mark },
 	{ "io.asr.Group.Delete",	member_delete },
+	{ "io.asr.App.Serve",		quiet_serve },
+	{ "io.asr.App.Quiet",		quiet_is },
+	{ "io.asr.App.Loud",		quiet_was },
 	{ "io.asr.Group.Resync",	group_resync },
 	{ "io.asr.Group.Pause",		group_pause },
 	{ "io.asr.Group.Resume",	group_resume },

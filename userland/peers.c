@@ -54,8 +54,6 @@ struct marks_timer {
 	uint64_t due;			/* now_ns clock */
 };
 
-static void run(struct group *g);
-
 static struct group *group_of(struct asrd *d, const uint8_t *uuid)
 {
 	struct group *g = d->groups;
@@ -91,7 +89,7 @@ static void tell_groups(struct peer *peer, bool up, const char *why)
 	for (struct group *g = peer->p->d->groups; g; g = g->next)
 		if (has_member(g, peer->host_id)) {
 			marks_peer(g->marks, peer->host_id, up, why, now_ns());
-			run(g);
+			peers_run(g);
 		}
 }
 
@@ -140,7 +138,7 @@ static void on_msg(struct conn *c, uint32_t type, const uint8_t *body, size_t by
 	marks_message(g->marks, peer->host_id, &msg, now_ns(), now_real_ns());
 	if (msg.kind == MARKS_STATE && msg.epoch != marks_epoch(g->marks) && g->members_ns > now_ns() + NS_PER_S)
 		g->members_ns = now_ns() + NS_PER_S;	/* who is in it has changed: one of us does not know yet */
-	run(g);
+	peers_run(g);
 }
 
 static void on_down(struct conn *c, int err, const struct why *why, void *arg)
@@ -337,7 +335,7 @@ static void members_answer(int err, json_t *reply, const struct why *why, void *
 	g->members = json_incref(copy);
 	if (!g->pending && group_save(g, &w))
 		log_warn("group %s: its file cannot be written: %s", g->name, w.text);
-	run(g);
+	peers_run(g);
 }
 
 /* Where others reach this host. A number that the connection to the vault has is what a site's hosts see, too */
@@ -432,7 +430,7 @@ static void do_asked(void *arg, const char *name, const char *mark, const char *
 	wait_free(g, w);
 }
 
-static const struct marks_ops marks_ops = { do_mark, do_release, do_send, do_asked, do_random };
+static const struct marks_ops marks_ops = { do_mark, do_release, do_send, do_asked, do_random, quiet_begin, quiet_end };
 
 static void wait_gone(void *arg)
 {
@@ -441,7 +439,7 @@ static void wait_gone(void *arg)
 	w->call = NULL;		/* the mark is made all the same */
 }
 
-void peers_mark(struct group *g, const char *name, struct control_call *call)
+void peers_mark(struct group *g, const char *name, uint64_t limit_ns, struct control_call *call)
 {
 	struct wait *w = calloc(1, sizeof(*w));
 	int r = w ? 0 : -ENOMEM;
@@ -454,7 +452,7 @@ void peers_mark(struct group *g, const char *name, struct control_call *call)
 		snprintf(w->name, sizeof(w->name), "%s", name);
 		g->waits = w;
 		control_on_gone(call, wait_gone, w);
-		r = marks_ask(g->marks, name, now_ns());
+		r = marks_ask(g->marks, name, limit_ns, now_ns());
 		if (r)
 			g->waits = w->next;
 	}
@@ -469,7 +467,7 @@ void peers_mark(struct group *g, const char *name, struct control_call *call)
 		free(w);
 		return;
 	}
-	run(g);
+	peers_run(g);
 }
 
 static void on_time(struct loop_op *op, int res, unsigned int flags)
@@ -477,13 +475,13 @@ static void on_time(struct loop_op *op, int res, unsigned int flags)
 	struct marks_timer *t = op->arg;
 
 	if (t->g)
-		run(t->g);
+		peers_run(t->g);
 	else
 		free(t);
 }
 
 /* Something has happened, or it is time */
-static void run(struct group *g)
+void peers_run(struct group *g)
 {
 	uint64_t now = now_ns(), due = marks_tick(g->marks, now, now_real_ns());
 	struct marks_timer *t = g->timer;
@@ -510,7 +508,7 @@ void peers_group_reads(struct group *g)
 	else if (source_state(g->source) == ASR_STATE_TRACK)
 		why = "its writes are tracked, not captured";
 	marks_self(g->marks, p->incarnation + g->attachment, why, now_ns());
-	run(g);
+	peers_run(g);
 }
 
 int peers_group_begin(struct group *g)
@@ -537,6 +535,7 @@ void peers_group_end(struct group *g)
 			control_error(w->call, "group %s goes", g->name);
 		wait_free(g, w);
 	}
+	quiet_group_end(g);
 	g->timer = NULL;
 	if (!t)
 		return;
@@ -605,6 +604,14 @@ static void listen_now(struct peers *p)
 	trouble(p, why.text);
 }
 
+/* Who waits for long sees that somebody is there */
+static void wait_second(struct group *g)
+{
+	for (struct wait *w = g->waits; w; w = w->next)
+		if (w->call && control_wants_more(w->call))
+			control_reply(w->call, json_object(), true);
+}
+
 void peers_second(struct peers *p)
 {
 	uint64_t now = now_ns();
@@ -613,6 +620,7 @@ void peers_second(struct peers *p)
 
 	for (struct group *g = p->d->groups; g; g = g->next) {
 		members_ask(p, g, now);
+		wait_second(g);
 		wanted |= marks_wanted(g->marks);
 	}
 	if (!wanted)

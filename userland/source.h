@@ -437,6 +437,7 @@ struct asrd {
 	struct ship *ship;
 	struct pack_room *room;
 	struct peers *peers;
+	struct control_call *app;	/* io.asr.App.Serve; NULL: nobody serves */
 	const char *state_dir;
 	const char *device;		/* NULL: /dev/dm-asr */
 	const char *ring_file;		/* instead of the kernel */
@@ -481,6 +482,7 @@ struct group {
 		struct control_call *call;	/* NULL: who called has gone */
 		char name[ASR_NAME_BYTES];
 	} *waits;
+	struct control_call *quiet;	/* io.asr.App.Quiet: waits for the mark; NULL: none does */
 	bool asked;			/* Create or Delete waits for the vault's answer */
 	uint8_t *key;			/* secret_alloc */
 	struct pack pack;		/* group, stream, generation, level, and the session */
@@ -626,8 +628,22 @@ int peers_group_begin(struct group *g);		/* -ENOMEM */
 void peers_group_end(struct group *g);
 void peers_group_reads(struct group *g);	/* its ring, or no longer */
 /* The call is answered when the mark is made, or is not */
-void peers_mark(struct group *g, const char *name, struct control_call *call);
+/* limit_ns: as marks_ask; who wants more hears that it goes on */
+void peers_mark(struct group *g, const char *name, uint64_t limit_ns, struct control_call *call);
+void peers_run(struct group *g);		/* something has happened to its marks */
 json_t *peers_status(const struct group *g);	/* marks_json, or null: the group is on this host alone */
+
+/* -------------------------------------------------------------- quiet.c */
+
+/* io.asr.App.Serve, Quiet, Loud: who makes this host's applications quiet for marks of several hosts. */
+void quiet_serve(struct control_call *call, json_t *parameters, struct asrd *d);
+void quiet_is(struct control_call *call, json_t *parameters, struct asrd *d);
+void quiet_was(struct control_call *call, json_t *parameters, struct asrd *d);
+void quiet_second(struct asrd *d);
+void quiet_group_end(struct group *g);
+/* struct marks_ops' quiet and loud; arg: the group */
+const char *quiet_begin(void *arg, const char *name, uint64_t limit_ns);
+void quiet_end(void *arg, const char *name, const char *mark, uint64_t id, const char *why);
 
 /* ------------------------------------------------------------- member.c */
 

@@ -76,7 +76,15 @@ if ! lacks scsi_debug; then
 	want rmmod scsi_debug
 fi
 
-want modprobe null_blk gb=1 bs=512 memory_backed=1 discard=0
+# by configfs: as options of the module 5.10 does not know them
+want modprobe null_blk nr_devices=0
+null=/sys/kernel/config/nullb/nullb0
+grep -q configfs /proc/mounts || want mount -t configfs none /sys/kernel/config
+want mkdir $null
+for o in size=24 blocksize=512 memory_backed=1 discard=0 power=1; do
+	echo "${o#*=}" >"$null/${o%=*}" || fail "null_blk: $o"
+done
 [ "$(discard /dev/nullb0)" = 0 ] || fail "null_blk takes discards"
 round null /dev/nullb0 512
+want rmdir $null
 want rmmod null_blk

@@ -33,10 +33,16 @@ struct host {
 	int n;
 	struct marks *marks;
 	uint64_t incarnation, epoch;	/* epoch: as it knows it */
+	uint64_t clock;			/* its wall clock is ahead by so much */
 	/* its kernel */
 	uint64_t pos;			/* records in its stream */
 	uint64_t marks_made, hold_id, hold_until;
 	bool on, broken;
+	/* who makes its applications quiet */
+	enum { APP_NONE, APP_ASKED, APP_QUIET, APP_MARKED } app;
+	uint64_t app_at, quiet_pos;	/* the next step then; its stream when it became quiet */
+	char app_name[ASR_NAME_BYTES], app_mark[ASR_NAME_BYTES];
+	bool no_app, app_fails, thaw_fails;
 	char asked[ASR_NAME_BYTES], mark[ASR_NAME_BYTES], why[200];
 };
 
@@ -52,6 +58,7 @@ struct placed {
 	char name[ASR_NAME_BYTES];
 	uint64_t pos[HOSTS];
 	bool declared;
+	unsigned int app;		/* hosts that have declared that they were quiet */
 };
 
 struct world {
@@ -196,7 +203,46 @@ static uint64_t k_random(void *arg)
 	return rnd(h->w, UINT64_MAX);
 }
 
-static const struct marks_ops ops = { k_mark, k_release, k_send, k_asked, k_random };
+static const char *k_quiet(void *arg, const char *name, uint64_t limit_ns)
+{
+	struct host *h = arg;
+
+	/* who serves is still at the one before, whose asker is gone: asrctl takes one after the other */
+	if (h->app == APP_MARKED)
+		placed_of(h->w, h->app_mark)->app++;
+	else
+		assert_int_equal(h->app, APP_NONE);
+	h->app = APP_NONE;
+	if (h->no_app)
+		return "nobody there";
+	snprintf(h->app_name, sizeof(h->app_name), "%s", name);
+	h->app = APP_ASKED;
+	h->app_at = h->w->now + rnd(h->w, limit_ns);
+	return NULL;
+}
+
+static void k_loud(void *arg, const char *name, const char *mark, uint64_t id, const char *why)
+{
+	struct host *h = arg;
+
+	assert_int_not_equal(h->app, APP_NONE);
+	assert_string_equal(name, h->app_name);
+	if (!mark) {
+		assert_non_null(why);
+		h->app = APP_NONE;
+		return;
+	}
+	/* made while it was quiet: of that very mark */
+	assert_int_equal(h->app, APP_QUIET);
+	assert_int_equal(id, h->hold_id);
+	assert_int_equal(strncmp(mark, name, strlen(name)), 0);
+	assert_true(placed_of(h->w, mark)->pos[h->n] > h->quiet_pos);
+	snprintf(h->app_mark, sizeof(h->app_mark), "%s", mark);
+	h->app = APP_MARKED;
+	h->app_at = h->w->now + rnd(h->w, 30 * MS);
+}
+
+static const struct marks_ops ops = { k_mark, k_release, k_send, k_asked, k_random, k_quiet, k_loud };
 
 static void cut(struct world *w, int a, int b)
 {
@@ -264,6 +310,7 @@ static void restart(struct world *w, int n)
 	if (h->on)
 		h->broken = true;
 	h->on = false;
+	h->app = APP_NONE;
 	marks_destroy(h->marks);
 	assert_int_equal(marks_create(&ops, h, &h->marks), 0);
 	h->asked[0] = 0;
@@ -341,7 +388,7 @@ static void deliver(struct world *w)
 		p = *first;
 		first->used = false;
 		from[0] = (char)('a' + p.from);
-		marks_message(w->host[p.to].marks, from, &p.msg, w->now, w->now);
+		marks_message(w->host[p.to].marks, from, &p.msg, w->now, w->now + w->host[p.to].clock);
 	}
 }
 
@@ -391,12 +438,34 @@ static void judge(struct world *w)
 	}
 }
 
+/* Each host's applications, as asrctl would make them quiet */
+static void applications(struct world *w)
+{
+	for (int i = 0; i < HOSTS; i++) {
+		struct host *h = &w->host[i];
+
+		if (h->app == APP_NONE || h->app == APP_QUIET || w->now < h->app_at)
+			continue;
+		if (h->app == APP_MARKED) {
+			h->app = APP_NONE;
+			placed_of(w, h->app_mark)->app += !h->thaw_fails;
+			marks_loud(h->marks, h->app_name, h->thaw_fails ? "thawed early" : NULL, w->now);
+		} else {
+			h->app = h->app_fails ? APP_NONE : APP_QUIET;
+			h->quiet_pos = h->pos;
+			assert_int_equal(marks_quiet(h->marks, h->app_name, h->app_fails ? "a script failed" : NULL,
+						     w->now), 0);
+		}
+	}
+}
+
 static void play_one(struct world *w)
 {
 	w->now += 20 * US + rnd(w, 300 * US);
 	deliver(w);
+	applications(w);
 	for (int h = 0; h < HOSTS; h++)
-		marks_tick(w->host[h].marks, w->now, w->now);
+		marks_tick(w->host[h].marks, w->now, w->now + w->host[h].clock);
 	writes(w);
 }
 
@@ -461,17 +530,121 @@ static void calm(void **state)
 	for (int i = 0; i < 3; i += 2) {
 		h = &w->host[i];
 		strcpy(h->asked, "before-the-upgrade");
-		assert_int_equal(marks_ask(h->marks, h->asked, w->now), 0);
+		assert_int_equal(marks_ask(h->marks, h->asked, 0, w->now), 0);
 		play(w, 3000, false);
 		assert_string_equal(h->asked, "");
 		assert_int_equal(strncmp(h->mark, "before-the-upgrade+0001", 23), 0);
 		assert_true(placed_of(w, h->mark)->declared);
 	}
-	assert_int_equal(marks_ask(h->marks, "a+b", w->now), -EINVAL);
+	assert_int_equal(marks_ask(h->marks, "a+b", 0, w->now), -EINVAL);
 	j = marks_json(w->host[0].marks, w->now, w->now);
 	assert_int_equal(json_unpack(j, "{s:{s:f}}", "holds", "p99_us", &count), 0);
 	json_decref(j);
 	world_free(w);
+}
+
+static void loud_again(struct world *w)
+{
+	play(w, 3000, false);
+	for (int i = 0; i < HOSTS; i++)
+		assert_int_equal(w->host[i].app, APP_NONE);
+}
+
+/* Asks on host n for a mark with quiet applications, and waits for the end: is it there? */
+static bool ask_app(struct world *w, int n, const char *name)
+{
+	struct host *h = &w->host[n];
+
+	strcpy(h->asked, name);
+	h->mark[0] = h->why[0] = 0;
+	assert_int_equal(marks_ask(h->marks, name, 1000 * MS, w->now), 0);
+	for (int i = 0; i < 200000 && *h->asked; i++)
+		play_one(w);
+	assert_string_equal(h->asked, "");
+	return *h->mark;
+}
+
+static void quiet_applications(void **state)
+{
+	struct world *w = world_new(13, false);
+	unsigned int before;
+
+	connect_all(w);
+	play(w, 2000, false);
+	for (int n = 0; n < HOSTS; n++) {
+		before = w->declared;
+		assert_true(ask_app(w, n, "quiet"));
+		assert_int_equal(placed_of(w, w->host[n].mark)->app, HOSTS);
+		assert_true(placed_of(w, w->host[n].mark)->declared);
+		assert_true(w->declared > before + 1);	/* others go on meanwhile */
+		loud_again(w);
+	}
+	/* nobody there, a script that fails, on any host: no mark, and all go on */
+	for (int n = 0; n < HOSTS; n++) {
+		w->host[n].no_app = true;
+		assert_false(ask_app(w, 1, "bad"));
+		assert_non_null(strstr(w->host[1].why, "nobody there"));
+		w->host[n].no_app = false;
+		loud_again(w);
+		w->host[n].app_fails = true;
+		assert_false(ask_app(w, 1, "bad"));
+		assert_non_null(strstr(w->host[1].why, "a script failed"));
+		w->host[n].app_fails = false;
+		loud_again(w);
+		/* the mark is there, and what it is not is said */
+		w->host[n].thaw_fails = true;
+		assert_false(ask_app(w, 2, "half"));
+		assert_non_null(strstr(w->host[2].why, "it is there, but not application-consistent"));
+		assert_non_null(strstr(w->host[2].why, "thawed early"));
+		w->host[n].thaw_fails = false;
+		loud_again(w);
+	}
+	assert_int_equal(marks_quiet(w->host[0].marks, "bad", NULL, w->now), -ESTALE);
+	assert_int_equal(marks_loud(w->host[0].marks, "bad", NULL, w->now), -ESTALE);
+	world_free(w);
+}
+
+/* Links that break and asrds that die at any moment of it: each asker is told, and all go on */
+static void quiet_in_trouble(void **state)
+{
+	unsigned int made = 0, not_made = 0;
+
+	for (uint64_t seed = 1; seed <= 5; seed++) {
+		struct world *w = world_new(seed, false);
+
+		connect_all(w);
+		for (int round = 0; round < 30; round++) {
+			struct host *h = &w->host[rnd(w, HOSTS)];
+
+			strcpy(h->asked, "x");
+			h->mark[0] = 0;
+			if (marks_ask(h->marks, "x", 100 * MS, w->now)) {
+				h->asked[0] = 0;	/* a mark waits for a host that is away */
+				continue;
+			}
+			for (int i = 0; i < 300000 && *h->asked; i++) {
+				if (!rnd(w, 4))
+					trouble(w);
+				play_one(w);
+			}
+			assert_string_equal(h->asked, "");
+			made += *h->mark != 0;
+			not_made += !*h->mark;
+			if (*h->mark)
+				assert_int_equal(placed_of(w, h->mark)->app, HOSTS);
+		}
+		while (w->epoch != w->host[0].epoch || w->epoch != w->host[1].epoch || w->epoch != w->host[2].epoch)
+			for (int i = 0; i < HOSTS; i++)
+				set_members(&w->host[i]);
+		connect_all(w);
+		play(w, 20000, false);
+		assert_int_equal(w->torn, 0);
+		loud_again(w);
+		world_free(w);
+	}
+	print_message("%u marks with quiet applications, %u not made\n", made, not_made);
+	assert_true(made > 20);
+	assert_true(not_made > 20);
 }
 
 static void away(void **state)
@@ -486,7 +659,7 @@ static void away(void **state)
 	assert_true(before);
 	cut(w, 0, 2);
 	strcpy(w->host[1].asked, "x");
-	assert_int_equal(marks_ask(w->host[1].marks, "x", w->now), 0);
+	assert_int_equal(marks_ask(w->host[1].marks, "x", 0, w->now), 0);
 	play(w, 90000, false);
 	assert_int_equal(w->declared, before);
 	m = marks_member(w->host[0].marks, 2);
@@ -496,6 +669,25 @@ static void away(void **state)
 	join_up(w, 0, 2);
 	play(w, 3000, false);
 	assert_true(w->declared > before);
+	world_free(w);
+}
+
+/* A clock that is off by hours is told, and does not matter */
+static void skewed(void **state)
+{
+	struct world *w = world_new(15, false);
+	int64_t hours = 5 * 3600ll * 1000 * (int64_t)MS;
+
+	w->host[1].clock = (uint64_t)hours;
+	connect_all(w);
+	play(w, 20000, false);
+	assert_true(w->declared > 20);
+	assert_int_equal(w->torn, 0);
+	for (int i = 0; i < HOSTS; i += 2) {
+		assert_true(llabs(marks_member(w->host[i].marks, 1)->skew_ns - hours) < 100 * (int64_t)MS);
+		assert_true(llabs(marks_member(w->host[i].marks, 2 - (unsigned int)i)->skew_ns) < 100 * (int64_t)MS);
+	}
+	assert_true(llabs(marks_member(w->host[1].marks, 0)->skew_ns + hours) < 100 * (int64_t)MS);
 	world_free(w);
 }
 
@@ -531,7 +723,7 @@ static void asked_for_in_vain(void **state)
 	w->refuse = true;
 	w->tries = 0;
 	strcpy(w->host[0].asked, "never");
-	assert_int_equal(marks_ask(w->host[0].marks, "never", w->now), 0);
+	assert_int_equal(marks_ask(w->host[0].marks, "never", 0, w->now), 0);
 	for (until = w->now + 9000 * MS; w->now < until; )
 		play_one(w);
 	print_message("%u marks refused in 9 s\n", w->tries);
@@ -583,7 +775,9 @@ static void names(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(names), cmocka_unit_test(histogram), cmocka_unit_test(calm), cmocka_unit_test(away),
+		cmocka_unit_test(names), cmocka_unit_test(histogram), cmocka_unit_test(calm),
+		cmocka_unit_test(quiet_applications), cmocka_unit_test(quiet_in_trouble), cmocka_unit_test(skewed),
+		cmocka_unit_test(away),
 		cmocka_unit_test(connected_anew), cmocka_unit_test(asked_for_in_vain),
 		cmocka_unit_test(consistent), cmocka_unit_test(torn_without_holds),
 	};

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * Between marks of several hosts (marks.h) and who makes this host's applications quiet for them: asrctl app serve.
+ *
+ * Design. Scripts and file systems are not asrd's business, which has no right to either. asrctl calls
+ * io.asr.App.Serve and gets a reply for each mark that wants quiet applications: {group, name, timeout_s}. When they
+ * are, it calls io.asr.App.Quiet {group, name}, whose answer is the mark, {mark, id}, or the error why there is none:
+ * then they go on. In the end it calls io.asr.App.Loud {group, name, trouble}: empty, the mark is declared app.
+ *
+ * Invariants. Each Quiet is answered, also when its mark is given up; marks.c has a limit for each step. When who
+ * serves is gone, or the Quiet call is, the mark is told so.
+ *
+ * Context. The loop's thread.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "source.h"
+
+static void serve_gone(void *arg)
+{
+	struct asrd *d = arg;
+
+	d->app = NULL;
+	/* whose applications are quiet already has another call, which is gone then, too */
+	for (struct group *g = d->groups; g; g = g->next)
+		if (!g->quiet && !marks_quiet(g->marks, NULL, "who was to make its applications quiet is gone", now_ns()))
+			peers_run(g);
+}
+
+void quiet_serve(struct control_call *call, json_t *parameters, struct asrd *d)
+{
+	if (d->app) {
+		control_error(call, "asrctl app serve runs already on this host");
+		return;
+	}
+	if (!control_wants_more(call)) {
+		control_error(call, "io.asr.App.Serve has many replies: call it with \"more\"");
+		return;
+	}
+	d->app = call;
+	control_on_gone(call, serve_gone, d);
+	control_reply(call, json_object(), true);
+}
+
+const char *quiet_begin(void *arg, const char *name, uint64_t limit_ns)
+{
+	struct group *g = arg;
+
+	if (!g->d->app)
+		return "nobody makes its applications quiet: systemctl start asr-app";
+	if (control_reply(g->d->app, json_pack("{s:s, s:s, s:I}", "group", g->name, "name", name, "timeout_s",
+					       (json_int_t)((limit_ns + 999999999) / 1000000000)), true))
+		return "who is to make its applications quiet is gone";
+	return NULL;
+}
+
+void quiet_end(void *arg, const char *name, const char *mark, uint64_t id, const char *why)
+{
+	struct group *g = arg;
+	struct control_call *call = g->quiet;
+
+	if (!call)
+		return;		/* they are being made quiet: told when they are */
+	g->quiet = NULL;
+	if (mark)
+		control_reply(call, json_pack("{s:s, s:I}", "mark", mark, "id", (json_int_t)id), false);
+	else
+		control_error(call, "no mark %s of group %s: %s", name, g->name, why);
+}
+
+static void quiet_gone(void *arg)
+{
+	struct group *g = arg;
+
+	g->quiet = NULL;
+	if (!marks_quiet(g->marks, NULL, "who had made its applications quiet is gone", now_ns()))
+		peers_run(g);
+}
+
+/* The group of a call, and what it names; NULL: the error has been sent */
+static struct group *named(struct control_call *call, json_t *parameters, struct asrd *d, const char **name)
+{
+	const char *group = json_string_value(json_object_get(parameters, "group"));
+	struct group *g = group ? group_find(d, group) : NULL;
+
+	*name = json_string_value(json_object_get(parameters, "name"));
+	if (!group || !*name)
+		control_error(call, "wrong parameters: group, and name of the mark");
+	else if (!g)
+		control_error(call, "there is no group %s on this host", group);
+	return *name ? g : NULL;
+}
+
+void quiet_is(struct control_call *call, json_t *parameters, struct asrd *d)
+{
+	const char *name;
+	struct group *g = named(call, parameters, d, &name);
+
+	if (!g)
+		return;
+	if (g->quiet) {
+		control_error(call, "somebody else has made the applications of group %s quiet", g->name);
+		return;
+	}
+	g->quiet = call;
+	control_on_gone(call, quiet_gone, g);
+	if (marks_quiet(g->marks, name, NULL, now_ns())) {
+		g->quiet = NULL;
+		control_error(call, "mark %s of group %s is not waited for any more", name, g->name);
+		return;
+	}
+	peers_run(g);
+}
+
+void quiet_was(struct control_call *call, json_t *parameters, struct asrd *d)
+{
+	const char *name, *why = json_string_value(json_object_get(parameters, "trouble"));
+	struct group *g = named(call, parameters, d, &name);
+
+	if (!g)
+		return;
+	if (why && !*why)
+		why = NULL;
+	if (!marks_loud(g->marks, name, why, now_ns()) || (why && !marks_quiet(g->marks, name, why, now_ns())))
+		peers_run(g);
+	control_reply(call, json_object(), false);
+}
+
+/* Who waits sees that somebody is there */
+void quiet_second(struct asrd *d)
+{
+	if (d->app)
+		control_reply(d->app, json_object(), true);
+	for (struct group *g = d->groups; g; g = g->next)
+		if (g->quiet && control_wants_more(g->quiet))
+			control_reply(g->quiet, json_object(), true);
+}
+
+void quiet_group_end(struct group *g)
+{
+	struct control_call *call = g->quiet;
+
+	g->quiet = NULL;
+	if (call)
+		control_error(call, "group %s goes", g->name);
+}
