@@ -58,9 +58,10 @@ fi
 # shellcheck source=tests/e2e/hosts-lib.sh
 . "$(dirname "$0")/hosts-lib.sh"
 hosts_up 2
+want vm_exec h0 "asrctl group interval g 1s --hold 1s" > /dev/null	# a guest may stand still for long
 c=$(coordinator)
 retry_until 120 more_than "$c" 1 || { marks_of 0; fail "no marks of all"; }
-mark() { vm_exec "h$1" "asrctl group mark g --consistency app --name $2 --timeout ${3:-20}" > "$W/mark.log" 2>&1; }
+mark() { vm_exec "h$1" "asrctl group mark g --consistency app --name $2 --timeout ${3:-60}" > "$W/mark.log" 2>&1; }
 goes_on() {
 	local k n
 	for k in 0 1; do
@@ -113,7 +114,7 @@ for what in serve asrd; do
 		o=$((1 - k))
 		want vm_exec "h$o" "printf '#!/bin/sh\n[ \$1 = thaw ] || until [ -e /run/go ]; do sleep 0.05; done\n' > /etc/asr/app/g/00-waits
 			chmod +x /etc/asr/app/g/00-waits; rm -f /run/go"
-		mark 0 "killed-$what-$k" 60 & marker=$!
+		mark $o "killed-$what-$k" 120 & marker=$!	# an agent does one thing at a time
 		is_frozen() { vm_exec "h$k" "$frozen" 2> /dev/null; }
 		retry_until 60 is_frozen || fail "h$k is not frozen: $(cat "$W/mark.log")"
 		want vm_exec "h$k" "touch /run/kill-$what"
