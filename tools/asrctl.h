@@ -213,6 +213,38 @@ int boot_save(const char *from, const char *to, bool root_only, struct why *why)
 void boot_mirror(const char *state_dir);	/* BOOT_DIR is what the state folder says */
 bool boot_is_root(const char *group, json_t *disk);
 
+/* -------------------------------------------------------------- protect.c */
+
+struct protect {
+	const char *device;		/* as given */
+	const char *group;
+	const char *name;		/* of the disk; NULL: the device's own */
+	json_t *vm;			/* whose disk it is, to be remembered; NULL: nobody's */
+	char disk[ASR_NAME_BYTES];
+	char dm[DM_NAME_BYTES];		/* its dm name; empty: it is none */
+	char path[DM_NAME_BYTES + 16];	/* where the protected disk is, afterwards */
+	char origin[DM_NAME_BYTES];
+	struct dm_device x;
+	uint32_t major, minor;
+	uint64_t sectors;
+	char state_dir[256];
+	struct log_at log;		/* its path is empty: no log */
+	json_t *record, *old;		/* what is remembered, and was before */
+};
+/* In this order; protect_drop() in the end. Where asrd knows the group, and the kernel the target: 0 */
+int protect_group(const struct args *a, const char *group, struct why *why);
+int protect_find(struct protect *p, struct why *why);	/* what device it is */
+int protect_look(struct protect *p, struct why *why);	/* could it be? Nothing is changed */
+int protect_insert(const struct args *a, struct protect *p, struct why *why);	/* undone if it fails */
+void protect_drop(struct protect *p);
+int protect_take_out(const char *state_dir, const struct dm_device *x, const struct dm_asr *asr, bool *was_root,
+		     struct why *why);
+void protect_end_log(json_t *log);
+/* Until all of these, of one group, are copied: "done", "interrupted", "unknown": protection is on whichever it is */
+const char *protect_wait(const struct args *a, const struct protect *p, unsigned int count);
+void protect_say_copy(const char *copy);
+void protect_state_dir(const struct args *a, char *out, size_t bytes);
+
 /* ---------------------------------------------------------------- quiet.c */
 
 /* An application-consistent mark: {id, seq, time_ns, consistency, frozen, frozen_ns} */
