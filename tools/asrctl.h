@@ -160,6 +160,7 @@ struct asr_line {
 };
 /* May asr slide under this dm device? *x is the caller's then; origin: DM_NAME_BYTES */
 int insert_check(const char *name, struct dm_device *x, char *origin, struct why *why);
+int insert_possible(const struct dm_device *x, struct why *why);	/* the same, by its table alone: only looks */
 int insert_dm(const struct dm_device *x, const char *origin, const struct asr_line *line, struct why *why);
 /* A device that is not dm becomes /dev/mapper/asr-DISK. line NULL: only looks whether it could */
 int insert_plain(const char *device, uint32_t major, uint32_t minor, const struct asr_line *line, struct why *why);
@@ -245,9 +246,45 @@ const char *protect_wait(const struct args *a, const struct protect *p, unsigned
 void protect_say_copy(const char *copy);
 void protect_state_dir(const struct args *a, char *out, size_t bytes);
 
+/* -------------------------------------------------------------- freezer.c */
+
+struct freezer;
+/* What a thing takes to be frozen; each 0 or -errno with why. In the child, but for rescue */
+struct freezer_kind {
+	const char *ready_word;		/* what ready does, for messages */
+	int (*ready)(struct freezer *f, struct why *why);	/* all that can be done before */
+	int (*freeze)(struct freezer *f, struct why *why);
+	int (*thaw)(struct freezer *f, struct why *why);	/* 0: it was frozen by us until now */
+	void (*unsure)(struct freezer *f, uint64_t limit_ns);	/* freeze failed; NULL: then it is not frozen */
+	int (*rescue)(struct freezer *f, uint64_t limit_ns, struct why *why);	/* the child was killed: thaws */
+};
+struct freezer {
+	const struct freezer_kind *kind;
+	char what[1024];		/* its name, for messages */
+	void *of;			/* the kind's own */
+	int fd;				/* likewise */
+	int sock;			/* to the child; -1: none was started */
+	pid_t child;
+	bool frozen;
+};
+/* Of all[n], all before it have been started. In this order; end: a time of now_ns() */
+int freezer_start(struct freezer *all, unsigned int n, uint64_t limit_ns, struct why *why);
+int freezer_ready(struct freezer *f, uint64_t end, struct why *why);
+int freezer_begin(struct freezer *f, struct why *why);
+int freezer_frozen(struct freezer *f, uint64_t end, struct why *why);
+void freezer_release(struct freezer *f);
+int freezer_thawed(struct freezer *f, uint64_t limit_ns, struct why *why);	/* 0: it was frozen until now */
+
+/* ---------------------------------------------------------------- guest.c */
+
+/* The running virtual machines with a disk for which is_disk says so, into to[room]; in each, of is the caller's */
+int guests_find(const struct args *a, uint64_t limit_ns, use_fn *is_disk, void *arg, struct freezer *to,
+		unsigned int room,
+		unsigned int *count, struct why *why);
+
 /* ---------------------------------------------------------------- quiet.c */
 
-/* An application-consistent mark: {id, seq, time_ns, consistency, frozen, frozen_ns} */
+/* An application-consistent mark: {id, seq, time_ns, consistency, frozen, domains, frozen_ns} */
 int quiet_run(const struct args *a, const char *mark, json_t **answer, struct why *why);
 
 /* ------------------------------------------------- one file for each noun */
@@ -275,6 +312,9 @@ int disk_protect(const struct args *a, struct why *why);
 int disk_unprotect(const struct args *a, struct why *why);
 int disk_list(const struct args *a, struct why *why);
 int disk_show(const struct args *a, struct why *why);
+int discover_run(const struct args *a, struct why *why);
+int vm_protect(const struct args *a, struct why *why);
+int vm_unprotect(const struct args *a, struct why *why);
 int log_show(const struct args *a, struct why *why);
 int log_check(const struct args *a, struct why *why);
 int log_format(const struct args *a, struct why *why);

@@ -185,7 +185,8 @@ int disk_protect(const struct args *a, struct why *why)
 	if (!err && !arg_given(a, "no-wait"))
 		copy = protect_wait(a, &p, 1);
 	answer = err ? NULL : json_pack("{s:s, s:s, s:s, s:s, s:s*, s:s, s:O*}", "device", p.device, "path", p.path,
-					"group", p.group, "disk", p.disk, "origin", *p.dm ? p.origin : NULL, "copy", copy,
+					"group", p.group, "disk", p.disk, "origin", *p.dm ? p.origin : NULL, "copy",
+					copy,
 					"log", json_object_get(p.record, "log"));
 	protect_drop(&p);
 	if (err)
