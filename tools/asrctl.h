@@ -144,6 +144,8 @@ int dm_find_uuid(const char *uuid, char name[DM_NAME_BYTES]);	/* -ENXIO: none */
 void use_of(uint32_t major, uint32_t minor, char *out, size_t bytes);
 /* where: there only; NULL: anywhere */
 bool use_mounted_on(uint32_t major, uint32_t minor, const char *where, char *out, size_t bytes);
+/* The block device that it is, or that its file system is on; 0: none */
+dev_t use_device_of(const char *path);
 /* The device and all that it lies on, each to fn; non-zero ends the walk and is returned */
 typedef int use_fn(uint32_t major, uint32_t minor, void *arg);
 int use_below(uint32_t major, uint32_t minor, use_fn *fn, void *arg);

@@ -20,7 +20,6 @@
 #include <errno.h>
 #include <glob.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <time.h>
 #include <unistd.h>
@@ -152,24 +151,14 @@ static const struct freezer_kind guest_kind = {
 	.unsure = guest_unsure, .rescue = guest_rescue,
 };
 
-/* The device that the disk is, or that its file lies on */
-static dev_t device_of(json_t *disk)
-{
-	const char *path = text_of(disk, "source");
-	struct stat st;
-
-	if (*path != '/' || stat(path, &st))
-		return 0;
-	return S_ISBLK(st.st_mode) ? st.st_rdev : st.st_dev;
-}
-
 static bool lies_in_group(json_t *domain, use_fn *is_disk, void *arg)
 {
 	json_t *disk;
 	size_t i;
 
 	json_array_foreach(json_object_get(domain, "disks"), i, disk) {
-		dev_t dev = device_of(disk);
+		const char *path = text_of(disk, "source");
+		dev_t dev = *path == '/' ? use_device_of(path) : 0;
 
 		if (domain_holds_data(disk) && major(dev) && use_below(major(dev), minor(dev), is_disk, arg))
 			return true;
