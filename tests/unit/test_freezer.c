@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * What was frozen is thawed: whoever is killed, whatever hangs or fails; and nobody is told that it was frozen until the
- * end when it was not.
+ * What was frozen is thawed: whoever is killed, whatever hangs or fails; and nobody is told that it was frozen until
+ * the end when it was not.
  */
 #include <setjmp.h>
 #include <stdarg.h>
