@@ -11,13 +11,15 @@ SERIES	?= 6.1 6.12
 CC	?= gcc
 CLANG	?= clang
 PKGS	:= openssl liburing libzstd libxxhash jansson sqlite3 devmapper inih
+# libvirt and its XML library: their headers only, they are loaded when they are needed (tools/libvirt.c)
+HEADERS	:= libvirt libxml-2.0
 WARN	:= -Wall -Wextra -Werror -Wmissing-prototypes -Wstrict-prototypes -Wvla -Wno-unused-parameter
 OPT	?= -O2 -g
 CFLAGS	?=
 LDFLAGS	?=
 XCFLAGS	= -std=gnu11 -D_GNU_SOURCE $(OPT) $(WARN) -fno-strict-aliasing -fstack-protector-strong \
 	  -D_FORTIFY_SOURCE=2 -MMD -MP $(PKG_CFLAGS) -Iuserland -Itests/tools $(CFLAGS)
-PKG_CFLAGS = $(eval PKG_CFLAGS := $$(shell pkg-config --cflags $(PKGS)))$(PKG_CFLAGS)
+PKG_CFLAGS = $(eval PKG_CFLAGS := $$(shell pkg-config --cflags $(PKGS) $(HEADERS)))$(PKG_CFLAGS)
 LIBS	= $(eval LIBS := $$(shell pkg-config --libs $(PKGS)) -lpthread -lm)$(LIBS)
 
 MAINS	:= userland/asrd.c userland/vaultd.c

@@ -27,7 +27,7 @@ kernels=$(realpath build/kernels)	# headers name it in their Makefile, so by its
 packages=(
 	build-essential pkg-config git bc libelf-dev
 	libssl-dev liburing-dev libzstd-dev libxxhash-dev libjansson-dev
-	libsqlite3-dev libdevmapper-dev libcmocka-dev libinih-dev
+	libsqlite3-dev libdevmapper-dev libcmocka-dev libinih-dev libvirt-dev libxml2-dev lz4
 	qemu-system-x86 qemu-utils fio sqlite3 e2fsprogs dmsetup busybox-static
 	clang libclang-rt-14-dev jq scdoc openssl iproute2 kmod cpio xz-utils zstd strace
 	shellcheck xfsprogs mmdebstrap flex bison

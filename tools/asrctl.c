@@ -22,6 +22,7 @@
 #define OPT_CONTROL	OPT("control", "PATH", "control socket of asrd [" ASR_SOCKET "]")
 #define OPT_VAULT_DIR	OPT("vault-dir", "DIR", "the vault's folder [" ASR_VAULT_DIR "]")
 #define OPT_STATE_DIR	OPT("state-dir", "DIR", "where asrd keeps its state [" ASR_STATE_DIR "]")
+#define OPT_CONNECT	OPT("connect", "URI", "libvirt of this host [qemu:///system]")
 #define OPTS(...)	(const struct opt[]){ __VA_ARGS__, { .name = NULL } }
 
 const struct opt common_opts[] = {
@@ -77,7 +78,8 @@ const struct command commands[] = {
 		   .repeat = true),
 	       OPT("no-freeze", NULL, "with app: scripts only"),
 	       OPT("script", "FILE", "with app: called with freeze, then thaw; may be repeated", .repeat = true),
-	       OPT("timeout", "SECONDS", "with app: of each script, and of all that is frozen [10]"), OPT_CONTROL) },
+	       OPT("timeout", "SECONDS", "with app: of each script, and of all that is frozen [10]"), OPT_CONNECT,
+	       OPT_CONTROL) },
 	{ "group", "resync", "NAME", "compare with the vault again, or set how fast", 1, 1, group_resync,
 	  OPTS(OPT("rate", "SIZE", "bytes to read in a second, as 50M; 0: no limit; kept"),
 	       OPT("all", NULL, "all of its disks, not only what may differ"), OPT_CONTROL) },
@@ -91,7 +93,7 @@ const struct command commands[] = {
 	{ "group", "delete", "NAME", "take this host out of a group in which it protects no disk", 1, 1, group_delete,
 	  OPTS(OPT_CONTROL) },
 	{ "app", "serve", "", "make applications quiet when a mark of several hosts wants it", 0, 0, app_serve,
-	  OPTS(OPT_CONTROL) },
+	  OPTS(OPT("longest", "SECONDS", "refuse marks whose --timeout is longer [60]"), OPT_CONTROL) },
 	{ "disk", "protect", "DEVICE", "put a block device under protection, live", 1, 1, disk_protect,
 	  OPTS(OPT("group", "NAME", "the group it joins", .required = true),
 	       OPT("name", "DISK", "name of the disk in the group [the device's own]"),
@@ -114,6 +116,14 @@ const struct command commands[] = {
 	       OPT("disk", "DISK", "the disk [as the log says]"),
 	       OPT("yes", "NAME", "name of the device: what it holds may be lost"), OPT_STATE_DIR) },
 	{ "disk", "list", "", "the protected disks of this host", 0, 0, disk_list, OPTS(OPT_CONTROL) },
+	{ "discover", NULL, "", "the virtual machines of this host, their disks, and what asr protects", 0, 0,
+	  discover_run, OPTS(OPT_CONNECT) },
+	{ "vm", "protect", "NAME", "put the disks of a virtual machine under protection, live", 1, 1, vm_protect,
+	  OPTS(OPT("group", "NAME", "the group they join", .required = true),
+	       OPT("exclude", "TARGET", "leave this disk out, as vdb; may be repeated", .repeat = true),
+	       OPT("no-wait", NULL, "do not wait for the initial copy"), OPT_CONNECT, OPT_STATE_DIR, OPT_CONTROL) },
+	{ "vm", "unprotect", "NAME", "take them out of protection, live", 1, 1, vm_unprotect,
+	  OPTS(OPT_CONNECT, OPT_STATE_DIR, OPT_CONTROL) },
 	{ "spool", "discard", "GROUP", "give up what is on disk and has not reached the vault", 1, 1,
 	  spool_discard_run,
 	  OPTS(OPT("yes", "GROUP", "the group's name again: it is meant"), OPT_CONTROL) },

@@ -146,6 +146,8 @@ int dm_find_uuid(const char *uuid, char name[DM_NAME_BYTES]);	/* -ENXIO: none */
 void use_of(uint32_t major, uint32_t minor, char *out, size_t bytes);
 /* where: there only; NULL: anywhere */
 bool use_mounted_on(uint32_t major, uint32_t minor, const char *where, char *out, size_t bytes);
+/* The block device that it is, or that its file system is on; 0: none */
+dev_t use_device_of(const char *path);
 /* The device and all that it lies on, each to fn; non-zero ends the walk and is returned */
 typedef int use_fn(uint32_t major, uint32_t minor, void *arg);
 int use_below(uint32_t major, uint32_t minor, use_fn *fn, void *arg);
@@ -162,6 +164,7 @@ struct asr_line {
 };
 /* May asr slide under this dm device? *x is the caller's then; origin: DM_NAME_BYTES */
 int insert_check(const char *name, struct dm_device *x, char *origin, struct why *why);
+int insert_possible(const struct dm_device *x, struct why *why);	/* the same, by its table alone: only looks */
 int insert_dm(const struct dm_device *x, const char *origin, const struct asr_line *line, struct why *why);
 /* A device that is not dm becomes /dev/mapper/asr-DISK. line NULL: only looks whether it could */
 int insert_plain(const char *device, uint32_t major, uint32_t minor, const struct asr_line *line, struct why *why);
@@ -215,19 +218,88 @@ int boot_save(const char *from, const char *to, bool root_only, struct why *why)
 void boot_mirror(const char *state_dir);	/* BOOT_DIR is what the state folder says */
 bool boot_is_root(const char *group, json_t *disk);
 
+/* -------------------------------------------------------------- protect.c */
+
+struct protect {
+	const char *device;		/* as given */
+	const char *group;
+	const char *name;		/* of the disk; NULL: the device's own */
+	json_t *vm;			/* whose disk it is, to be remembered; NULL: nobody's */
+	char disk[ASR_NAME_BYTES];
+	char dm[DM_NAME_BYTES];		/* its dm name; empty: it is none */
+	char path[DM_NAME_BYTES + 16];	/* where the protected disk is, afterwards */
+	char origin[DM_NAME_BYTES];
+	struct dm_device x;
+	uint32_t major, minor;
+	uint64_t sectors;
+	char state_dir[256];
+	struct log_at log;		/* its path is empty: no log */
+	json_t *record, *old;		/* what is remembered, and was before */
+};
+/* In this order; protect_drop() in the end. Where asrd knows the group, and the kernel the target: 0 */
+int protect_group(const struct args *a, const char *group, struct why *why);
+int protect_find(struct protect *p, struct why *why);	/* what device it is */
+int protect_look(struct protect *p, struct why *why);	/* could it be? Nothing is changed */
+int protect_insert(const struct args *a, struct protect *p, struct why *why);	/* undone if it fails */
+void protect_drop(struct protect *p);
+int protect_take_out(const char *state_dir, const struct dm_device *x, const struct dm_asr *asr, bool *was_root,
+		     struct why *why);
+void protect_end_log(json_t *log);
+/* Until all of these, of one group, are copied: "done", "interrupted", "unknown": protection is on whichever it is */
+const char *protect_wait(const struct args *a, const struct protect *p, unsigned int count);
+void protect_say_copy(const char *copy);
+void protect_state_dir(const struct args *a, char *out, size_t bytes);
+
+/* -------------------------------------------------------------- freezer.c */
+
+struct freezer;
+/* What a thing takes to be frozen; each 0 or -errno with why. In the child, but for rescue */
+struct freezer_kind {
+	const char *ready_word;		/* what ready does, for messages */
+	int (*ready)(struct freezer *f, struct why *why);	/* all that can be done before */
+	int (*freeze)(struct freezer *f, struct why *why);
+	int (*thaw)(struct freezer *f, struct why *why);	/* 0: it was frozen by us until now */
+	void (*unsure)(struct freezer *f, uint64_t limit_ns);	/* freeze failed; NULL: then it is not frozen */
+	int (*rescue)(struct freezer *f, uint64_t limit_ns, struct why *why);	/* the child was killed: thaws */
+};
+struct freezer {
+	const struct freezer_kind *kind;
+	char what[1024];		/* its name, for messages */
+	void *of;			/* the kind's own */
+	int fd;				/* likewise */
+	int sock;			/* to the child; -1: none was started */
+	pid_t child;
+	bool frozen;
+};
+/* In this order; end: a time of now_ns() */
+int freezer_start(struct freezer *f, uint64_t limit_ns, struct why *why);
+int freezer_ready(struct freezer *f, uint64_t end, struct why *why);
+int freezer_begin(struct freezer *f, struct why *why);
+int freezer_frozen(struct freezer *f, uint64_t end, struct why *why);
+void freezer_release(struct freezer *f);
+int freezer_thawed(struct freezer *f, uint64_t limit_ns, struct why *why);	/* 0: it was frozen until now */
+
+/* ---------------------------------------------------------------- guest.c */
+
+/* The running virtual machines with a disk for which is_disk says so, into to[room]; in each, of is the caller's */
+int guests_find(const struct args *a, uint64_t limit_ns, use_fn *is_disk, void *arg, struct freezer *to,
+		unsigned int room,
+		unsigned int *count, struct why *why);
+
 /* ---------------------------------------------------------------- quiet.c */
 
-/* --timeout, checked */
-int quiet_timeout(const struct args *a, unsigned int *seconds, struct why *why);
+#define QUIET_SECONDS	"10"		/* unless it is said */
+int quiet_seconds(const char *text, unsigned int *seconds, struct why *why);
 /* A mark while this host's applications are quiet */
 struct quiet_for {
 	const char *group, *name;
+	uint64_t number;		/* asrd's, of one of several hosts */
 	unsigned int seconds;		/* of each script, and of all that is frozen */
 	/* The mark itself: its name in the stream, and its id as text. NULL: the kernel makes it, of this host */
 	int (*mark)(const struct quiet_for *f, char whole[ASR_NAME_BYTES], char *id, size_t bytes, struct why *why);
 	const struct args *args;
 };
-/* *answer, unless f->mark: {id, seq, time_ns, consistency, frozen, frozen_ns} */
+/* *answer, unless f->mark: {id, seq, time_ns, consistency, frozen, domains, frozen_ns} */
 int quiet_run(const struct args *a, const struct quiet_for *f, json_t **answer, struct why *why);
 
 /* ------------------------------------------------- one file for each noun */
@@ -256,6 +328,9 @@ int disk_protect(const struct args *a, struct why *why);
 int disk_unprotect(const struct args *a, struct why *why);
 int disk_list(const struct args *a, struct why *why);
 int disk_show(const struct args *a, struct why *why);
+int discover_run(const struct args *a, struct why *why);
+int vm_protect(const struct args *a, struct why *why);
+int vm_unprotect(const struct args *a, struct why *why);
 int log_show(const struct args *a, struct why *why);
 int log_check(const struct args *a, struct why *why);
 int log_format(const struct args *a, struct why *why);

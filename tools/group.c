@@ -221,7 +221,7 @@ static bool on_several_hosts(const struct args *a)
 static int app_mark(const struct args *a, const char *name, json_t **answer, struct why *why)
 {
 	struct quiet_for f = { .group = a->words[0], .name = name, .args = a };
-	int err = quiet_timeout(a, &f.seconds, why);
+	int err = quiet_seconds(arg_value(a, "timeout", QUIET_SECONDS), &f.seconds, why);
 
 	if (err)
 		return err;
@@ -273,8 +273,9 @@ int group_mark(const struct args *a, struct why *why)
 	       (long long)json_integer_value(json_object_get(answer, "seq")),
 	       time_format((uint64_t)json_integer_value(json_object_get(answer, "time_ns")), when));
 	if (app)
-		printf(", application-consistent, %zu file systems frozen for %lld ms",
+		printf(", application-consistent, %zu file systems and %zu virtual machines frozen for %lld ms",
 		       json_array_size(json_object_get(answer, "frozen")),
+		       json_array_size(json_object_get(answer, "domains")),
 		       (long long)json_integer_value(json_object_get(answer, "frozen_ns")) / 1000000);
 	printf("; restore it with --point name:%s\n", name);
 	return 0;

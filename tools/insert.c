@@ -136,6 +136,11 @@ static int check_table(const struct dm_device *x, struct why *why)
 	return 0;
 }
 
+int insert_possible(const struct dm_device *x, struct why *why)
+{
+	return check_table(x, why);
+}
+
 static void origin_uuid(const struct dm_device *x, char uuid[DM_NAME_BYTES + 8])
 {
 	snprintf(uuid, DM_NAME_BYTES + 8, "%s%.120s", UUID_PREFIX, *x->uuid ? x->uuid : x->name);

@@ -2,14 +2,11 @@
 /*
  * asrctl group mark --consistency app: a mark at which the applications are quiet.
  *
- * Design. Scripts make the applications ready (each is called with "freeze"), the file systems on the
- * group's disks are frozen, the mark is made, all is undone in reverse (scripts with "thaw"), and only when
- * each file system was still frozen by us at its thaw is the mark declared application-consistent. Mark and
- * declaration go to the kernel directly: asrd may wait for a frozen file system itself.
- *
- * A file system is frozen by a child of its own, which thaws it when its socket to asrctl ends: when asrctl
- * says so, at asrctl's death, or at the time limit. A freeze that hangs hangs that child only, which thaws as
- * soon as it does not; asrctl thaws for a child that was killed. Only who kills both at once leaves it frozen.
+ * Design. Scripts make the applications ready (each is called with "freeze"), the virtual machines with a disk
+ * in the group and the file systems on its disks are frozen, the mark is made, all is undone in reverse (scripts
+ * with "thaw"), and only when each of them was still frozen by us at its thaw is the mark declared
+ * application-consistent. Mark and declaration go to the kernel directly: asrd may wait for a frozen file system
+ * itself. Each is frozen by a child of its own (freezer.c): it is thawed, whatever becomes of asrctl.
  *
  * Invariants. What was begun is undone, whatever fails. Nothing is written to a file, nor a program started,
  * while something is frozen. No declaration when any step failed, or took longer than the limit.
@@ -35,32 +32,20 @@
 #include <unistd.h>
 
 #define APP_DIR		"/etc/asr/app"		/* GROUP/: scripts that are always called */
-#define TIMEOUT_DEFAULT	"10"
 #define MOUNTS		64
 #define SCRIPTS		32
 #define DISKS		256
+#define GUESTS		64
 #define NS		1000000000ull
 
-/* What a child says: first of the freeze, then of the thaw */
-struct said {
-	int32_t err;			/* errno, 0 */
-	int32_t late;			/* thawed because the time was over */
-};
-
-struct mount {
-	char place[1024];
-	dev_t dev;
-	int dir, sock;			/* the mount point, opened; to the child */
-	pid_t child;
-	bool frozen;
-};
 
 struct quiet {
 	const char *group, *mark;
 	const struct quiet_for *all;	/* the mark is one of several hosts; NULL: of this one */
 	uint64_t limit_ns;		/* of each script, and of all that is frozen */
-	struct mount mounts[MOUNTS];
-	unsigned int mount_count;
+	struct freezer parts[MOUNTS + GUESTS];	/* file systems, each with its mount point opened, then machines */
+	dev_t devs[MOUNTS];			/* of the file systems */
+	unsigned int mount_count, guest_count;
 	dev_t hidden;			/* a file system whose mount point shows another; 0: none */
 	char hidden_place[1024];
 	char scripts[SCRIPTS][512];
@@ -71,6 +56,34 @@ struct quiet {
 	char answer[128];		/* id, and of one host: seq, time */
 	char whole[ASR_NAME_BYTES];	/* the mark's name in the stream */
 	uint64_t begin_ns, frozen_ns;
+};
+
+/* ----------------------------------------------------------- a file system, in its child */
+
+static int mount_ready(struct freezer *f, struct why *why)
+{
+	return syncfs(f->fd) ? -errno : 0;
+}
+
+static int mount_freeze(struct freezer *f, struct why *why)
+{
+	if (!ioctl(f->fd, FIFREEZE, 0))
+		return 0;
+	return errno == EBUSY ? why_set(why, EBUSY, "somebody else has frozen it") : -errno;
+}
+
+static int mount_thaw(struct freezer *f, struct why *why)
+{
+	return ioctl(f->fd, FITHAW, 0) ? -errno : 0;
+}
+
+static int mount_rescue(struct freezer *f, uint64_t limit_ns, struct why *why)
+{
+	return mount_thaw(f, why);
+}
+
+static const struct freezer_kind mount_kind = {
+	.ready_word = "sync", .ready = mount_ready, .freeze = mount_freeze, .thaw = mount_thaw, .rescue = mount_rescue,
 };
 
 /* ---------------------------------------------------------------- what there is */
@@ -116,38 +129,37 @@ static void unescape(char *text)
 
 static int open_mount(struct quiet *q, const char *place, dev_t dev, struct why *why)
 {
-	struct mount *m = &q->mounts[q->mount_count];
+	struct freezer *m = &q->parts[q->mount_count];
 
 	if (q->mount_count == MOUNTS)
 		return why_set(why, E2BIG, "more than %d file systems on the disks of group %s", MOUNTS, q->group);
-	*m = (struct mount){ .dev = dev, .sock = -1 };
-	snprintf(m->place, sizeof(m->place), "%s", place);
-	m->dir = open(place, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (m->dir < 0)
+	*m = (struct freezer){ .kind = &mount_kind, .sock = -1 };
+	snprintf(m->what, sizeof(m->what), "%s", place);
+	m->fd = open(place, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (m->fd < 0)
 		return why_set(why, errno, "cannot open %.200s: %s", place, strerror(errno));
-	q->mount_count++;
+	q->devs[q->mount_count++] = dev;
 	return 0;
 }
 
 /* Another file system may be mounted over it: then it would be frozen in its place */
 static bool is_hidden(struct quiet *q, dev_t dev)
 {
-	struct mount *m = &q->mounts[q->mount_count - 1];
+	struct freezer *m = &q->parts[q->mount_count - 1];
 	struct stat st;
 
-	if (!fstat(m->dir, &st) && st.st_dev == dev)
+	if (!fstat(m->fd, &st) && st.st_dev == dev)
 		return false;
-	close(m->dir);
-	q->mount_count--;
-	q->hidden = m->dev;
-	memcpy(q->hidden_place, m->place, sizeof(q->hidden_place));
+	close(m->fd);
+	q->hidden = q->devs[--q->mount_count];
+	memcpy(q->hidden_place, m->what, sizeof(q->hidden_place));
 	return true;
 }
 
 static bool have_mount(const struct quiet *q, dev_t dev)
 {
 	for (unsigned int i = 0; i < q->mount_count; i++)
-		if (q->mounts[i].dev == dev)
+		if (q->devs[i] == dev)
 			return true;
 	return false;
 }
@@ -314,156 +326,56 @@ static int scripts_thaw(struct quiet *q, struct why *why)
 	return err;
 }
 
-/* ------------------------------------------------------------------- file systems */
+/* ------------------------------------------------------------------ freeze and thaw */
 
-static void say(int to, int err, bool late)
+/* All virtual machines at once; what one has written then goes through the file systems of this host */
+static int freeze_guests(struct quiet *q, uint64_t end, struct why *why)
 {
-	struct said s = { err, late };
+	unsigned int i, all = q->mount_count + q->guest_count;
+	int err = 0;
 
-	/* asrctl may be dead: then nobody minds */
-	if (send(to, &s, sizeof(s), MSG_NOSIGNAL) < 0)
-		return;
-}
-
-/* Until asrctl says something, or is dead: 1; 0: the time is over */
-static int await_word(int from, uint64_t end)
-{
-	struct pollfd p = { .fd = from, .events = POLLIN };
-	uint64_t now;
-	int n;
-
-	do {
-		now = now_ns();
-		n = now < end ? poll(&p, 1, (int)((end - now) / 1000000) + 1) : 0;
-	} while (n < 0 && errno == EINTR);
-	return n != 0;
-}
-
-/* The child: syncs and says so; freezes when a byte comes, and says so; thaws at the end of the stream, and says so */
-static void freezer(int dir, int sock, uint64_t limit_ns)
-{
-	bool early = false;
-	sigset_t all;
-	char go;
-
-	sigfillset(&all);
-	sigprocmask(SIG_BLOCK, &all, NULL);
-	say(sock, syncfs(dir) ? errno : 0, false);
-	if (recv(sock, &go, 1, 0) != 1)
-		_exit(0);
-	if (ioctl(dir, FIFREEZE, 0)) {
-		say(sock, errno, false);
-		_exit(0);
-	}
-	/* whatever happens from here on, it is thawed */
-	say(sock, 0, false);
-	early = await_word(sock, now_ns() + limit_ns);
-	say(sock, ioctl(dir, FITHAW, 0) ? errno : 0, !early);
-	_exit(0);
-}
-
-/* What the child says next: 1; 0: it is dead; -ETIMEDOUT */
-static int hear(const struct mount *m, uint64_t end, struct said *s)
-{
-	if (!await_word(m->sock, end))
-		return -ETIMEDOUT;
-	return recv(m->sock, s, sizeof(*s), 0) == sizeof(*s);
-}
-
-/* It has done what it was to do: 0 */
-static int heard(struct mount *m, uint64_t end, const char *what, struct why *why)
-{
-	struct said s = {0};
-	int got = hear(m, end, &s);
-
-	if (got < 0)
-		return why_set(why, ETIMEDOUT, "the %s of %.200s does not end%s", what, m->place,
-			       *what == 'f' ? "; it will be thawed as soon as it does" : "");
-	if (!got)
-		return why_set(why, ECANCELED, "whoever was to %s %.200s was killed", what, m->place);
-	if (s.err)
-		return why_set(why, s.err, "cannot %s %.200s: %s", what, m->place,
-			       s.err == EBUSY ? "somebody else has frozen it" : strerror(s.err));
-	return 0;
-}
-
-static int start_freezer(struct quiet *q, unsigned int n, struct why *why)
-{
-	struct mount *m = &q->mounts[n];
-	int pair[2];
-
-	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
-		return why_set(why, errno, "cannot make a socket pair: %s", strerror(errno));
-	m->child = fork();
-	if (!m->child) {
-		close(pair[0]);
-		for (unsigned int i = 0; i < n; i++)	/* else they would outlive asrctl here */
-			close(q->mounts[i].sock);
-		freezer(m->dir, pair[1], q->limit_ns);
-	}
-	close(pair[1]);
-	m->sock = pair[0];
-	return m->child < 0 ? why_set(why, errno, "cannot fork: %s", strerror(errno)) : 0;
+	for (i = q->mount_count; !err && i < all; i++)
+		err = freezer_begin(&q->parts[i], why);
+	for (i = q->mount_count; !err && i < all; i++)
+		err = freezer_frozen(&q->parts[i], end, why);
+	return err;
 }
 
 /* First all that is to be written is, then each is frozen, what was mounted later first: it may lie on the others */
 static int freeze_all(struct quiet *q, struct why *why)
 {
+	unsigned int i, all = q->mount_count + q->guest_count;
 	uint64_t end = now_ns() + q->limit_ns;
-	unsigned int i;
 	int err = 0;
 
-	for (i = 0; !err && i < q->mount_count; i++)
-		err = start_freezer(q, i, why);
-	for (i = 0; !err && i < q->mount_count; i++)
-		err = heard(&q->mounts[i], end, "sync", why);
+	for (i = 0; !err && i < all; i++)
+		err = freezer_start(&q->parts[i], q->limit_ns, why);
+	for (i = 0; !err && i < all; i++)
+		err = freezer_ready(&q->parts[i], end, why);
 	q->begin_ns = now_ns();
 	end = q->begin_ns + q->limit_ns;
+	if (!err)
+		err = freeze_guests(q, end, why);
 	for (i = q->mount_count; !err && i > 0; i--) {
-		struct mount *m = &q->mounts[i - 1];
-
-		if (send(m->sock, "", 1, MSG_NOSIGNAL) != 1)
-			return why_set(why, errno, "whoever was to freeze %.200s was killed", m->place);
-		err = heard(m, end, "freeze", why);
-		m->frozen = !err;
+		err = freezer_begin(&q->parts[i - 1], why);
+		if (!err)
+			err = freezer_frozen(&q->parts[i - 1], end, why);
 	}
 	return err;
 }
 
-/* 0: it was frozen by us until now */
-static int thawed(struct mount *m, uint64_t limit_ns, struct why *why)
-{
-	struct said s = {0};
-	int got = hear(m, now_ns() + limit_ns, &s);
-
-	if (got < 0)
-		return why_set(why, ETIMEDOUT, "the thaw of %.200s does not end", m->place);
-	if (!got) {	/* killed, with the file system frozen */
-		ioctl(m->dir, FITHAW, 0);
-		return why_set(why, ECANCELED, "whoever had frozen %.200s was killed; it is thawed", m->place);
-	}
-	if (s.late)
-		return why_set(why, ETIMEDOUT, "%.200s was thawed when the time was over", m->place);
-	if (s.err)
-		return why_set(why, s.err, "%.200s was thawed by somebody else, or cannot be: %s", m->place,
-			       strerror(s.err));
-	return 0;
-}
-
 static int thaw_all(struct quiet *q, struct why *why)
 {
+	unsigned int i, all = q->mount_count + q->guest_count;
 	struct why other = {0};
 	int err = 0, e;
 
-	for (unsigned int i = 0; i < q->mount_count; i++)
-		if (q->mounts[i].sock >= 0)
-			shutdown(q->mounts[i].sock, SHUT_WR);
-	for (unsigned int i = 0; i < q->mount_count; i++) {
-		struct mount *m = &q->mounts[i];
-
-		if (!m->frozen)
+	for (i = 0; i < all; i++)
+		freezer_release(&q->parts[i]);
+	for (i = 0; i < all; i++) {
+		if (!q->parts[i].frozen)
 			continue;
-		e = thawed(m, q->limit_ns, err ? &other : why);
+		e = freezer_thawed(&q->parts[i], q->limit_ns, err ? &other : why);
 		err = err ? err : e;
 	}
 	return err;
@@ -535,15 +447,17 @@ static int look(struct quiet *q, const struct args *a, struct why *why)
 		err = named_mounts(q, a, why);
 	else if (!err && !arg_given(a, "no-freeze"))
 		err = find_mounts(q, why);
-	if (!err && !q->mount_count && !q->script_count)
+	if (!err && !arg_given(a, "no-freeze"))
+		err = guests_find(a, q->limit_ns, is_disk, q, &q->parts[q->mount_count], GUESTS, &q->guest_count, why);
+	if (!err && !q->mount_count && !q->guest_count && !q->script_count)
 		err = why_set(why, ENOENT, "nothing is to be made quiet: no file system is mounted from the disks of "
-			      "group %s, and there is no script in " APP_DIR "/%s", q->group, q->group);
+			      "group %s, no virtual machine runs from them, and there is no script in " APP_DIR "/%s",
+			      q->group, q->group);
 	return err;
 }
 
-int quiet_timeout(const struct args *a, unsigned int *seconds, struct why *why)
+int quiet_seconds(const char *limit, unsigned int *seconds, struct why *why)
 {
-	const char *limit = arg_value(a, "timeout", TIMEOUT_DEFAULT);
 	char *end;
 	long s = strtol(limit, &end, 10);
 
@@ -553,18 +467,39 @@ int quiet_timeout(const struct args *a, unsigned int *seconds, struct why *why)
 	return 0;
 }
 
+/* Those of the parts */
+static json_t *names_of(const struct quiet *q, unsigned int from, unsigned int count, size_t skip)
+{
+	json_t *names = json_array();
+
+	for (unsigned int i = from; i < from + count; i++)
+		json_array_append_new(names, json_string(q->parts[i].what + skip));
+	return names;
+}
+
+static void drop(struct quiet *q)
+{
+	for (unsigned int i = 0; i < q->mount_count + q->guest_count; i++) {
+		if (i < q->mount_count)
+			close(q->parts[i].fd);
+		if (q->parts[i].sock >= 0)
+			close(q->parts[i].sock);
+		if (q->parts[i].child > 0)	/* one whose freeze hangs is not waited for */
+			waitpid(q->parts[i].child, NULL, WNOHANG);
+		free(q->parts[i].of);
+	}
+	free(q);
+}
+
 int quiet_run(const struct args *a, const struct quiet_for *f, json_t **answer, struct why *why)
 {
-	struct quiet *q = calloc(1, sizeof(*q));
+	struct quiet *q;
 	unsigned long long id, seq, time;
-	json_t *places = json_array();
 	int err;
 
-	if (!q || !places) {
-		free(q);
-		json_decref(places);
+	q = calloc(1, sizeof(*q));
+	if (!q)
 		return -ENOMEM;
-	}
 	q->group = f->group;
 	q->mark = f->name;
 	q->all = f->mark ? f : NULL;
@@ -574,17 +509,12 @@ int quiet_run(const struct args *a, const struct quiet_for *f, json_t **answer, 
 		err = quiet_mark(q, why);
 	if (!err && !q->all && sscanf(q->answer, "%llu %llu %llu", &id, &seq, &time) != 3)
 		err = why_set(why, EPROTO, "the kernel's answer is not understood: %s", q->answer);
-	for (unsigned int i = 0; i < q->mount_count; i++) {
-		json_array_append_new(places, json_string(q->mounts[i].place));
-		close(q->mounts[i].dir);
-		if (q->mounts[i].sock >= 0)
-			close(q->mounts[i].sock);
-	}
 	if (!err && !q->all)
-		*answer = json_pack("{s:I, s:I, s:I, s:s, s:O, s:I}", "id", (json_int_t)id, "seq", (json_int_t)seq,
-				    "time_ns", (json_int_t)time, "consistency", "app", "frozen", places, "frozen_ns",
-				    q->mount_count ? (json_int_t)q->frozen_ns : 0);
-	json_decref(places);
-	free(q);
+		*answer = json_pack("{s:I, s:I, s:I, s:s, s:o, s:o, s:I}", "id", (json_int_t)id, "seq", (json_int_t)seq,
+				    "time_ns", (json_int_t)time, "consistency", "app",
+				    "frozen", names_of(q, 0, q->mount_count, 0),
+				    "domains", names_of(q, q->mount_count, q->guest_count, strlen("domain ")),
+				    "frozen_ns", q->mount_count || q->guest_count ? (json_int_t)q->frozen_ns : 0);
+	drop(q);
 	return err;
 }

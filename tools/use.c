@@ -47,6 +47,37 @@ bool use_mounted_on(uint32_t major, uint32_t minor, const char *where, char *out
 	return false;
 }
 
+/* btrfs has numbers that are no device's: the mount's source is */
+static dev_t mount_source(uint64_t id)
+{
+	cleanup_file FILE *f = fopen("/proc/self/mountinfo", "re");
+	unsigned long long mount;
+	char line[4096], source[2048];
+	const char *rest;
+	struct stat st;
+
+	while (f && fgets(line, sizeof(line), f))
+		if (sscanf(line, "%llu", &mount) == 1 && mount == id && (rest = strstr(line, " - ")) &&
+		    sscanf(rest, " - %*s %2047s", source) == 1 && *source == '/' && !stat(source, &st) &&
+		    S_ISBLK(st.st_mode))
+			return st.st_rdev;
+	return 0;
+}
+
+dev_t use_device_of(const char *path)
+{
+	struct statx x;
+	struct stat st;
+
+	if (stat(path, &st))
+		return 0;
+	if (S_ISBLK(st.st_mode))
+		return st.st_rdev;
+	if (major(st.st_dev) || statx(AT_FDCWD, path, 0, STATX_MNT_ID, &x) || !(x.stx_mask & STATX_MNT_ID))
+		return st.st_dev;
+	return mount_source(x.stx_mnt_id);
+}
+
 static bool is_swap(uint32_t major, uint32_t minor)
 {
 	cleanup_file FILE *f = fopen("/proc/swaps", "re");

@@ -49,6 +49,7 @@ void marks_send(struct marks *m, const char *to, enum marks_kind kind, const cha
 
 	snprintf(msg.name, sizeof(msg.name), "%s", name);
 	snprintf(msg.text, sizeof(msg.text), "%s", text ? text : "");
+	marks_clean(msg.text);
 	m->ops.send(m->arg, to, &msg);
 }
 
@@ -74,7 +75,7 @@ static void set_why(struct marks_member *p, const char *why, uint64_t now)
 /* ------------------------------------------------------------------- host */
 
 /* Places the mark and holds: 0, or -errno */
-static int place(struct marks *m, const char *name, const char *from, uint64_t hold_ns)
+static int place(struct marks *m, const char *name, const char *from, uint64_t hold_ns, uint64_t number)
 {
 	struct asr_mark mark = { .flags = ASR_MARK_HOLD, .hold_ns = hold_ns };
 	int r;
@@ -89,7 +90,7 @@ static int place(struct marks *m, const char *name, const char *from, uint64_t h
 	m->hold.until = m->now + hold_ns + LATE_NS;
 	m->hold.on = true;
 	m->hold.held = false;
-	app_placed(m, name);
+	app_placed(m, name, number);
 	return 0;
 }
 
@@ -153,7 +154,7 @@ static void on_mark(struct marks *m, const char *from, const struct marks_msg *m
 	} else {
 		drop_hold_of(m, from);	/* it has given up the one before */
 		r = m->hold.on ? -EBUSY : place(m, msg->name, from, msg->hold_ns && msg->hold_ns < m->hold_ns ?
-						msg->hold_ns : m->hold_ns);
+						msg->hold_ns : m->hold_ns, msg->number);
 		marks_send(m, from, r ? MARKS_REFUSED : MARKS_PLACED, msg->name, r ? refusal(r) : NULL);
 	}
 }
@@ -240,6 +241,7 @@ static void declared(struct marks *m, uint64_t now)
 		marks_send(m, m->member[i].host_id, MARKS_DECLARE, m->name, NULL);
 	m->state = IDLE;
 	m->declared++;
+	m->last_failure[0] = 0;		/* it says why there is none now */
 	m->last_declared_ns = now;
 	if (app) {
 		app_declared(m, &m->asks[0]);
@@ -263,7 +265,7 @@ static bool all(const struct marks *m, bool held)
 
 static void all_placed(struct marks *m, uint64_t now)
 {
-	int r = place(m, m->name, "", m->hold_ns);
+	int r = place(m, m->name, "", m->hold_ns, m->asked_for ? m->asks[0].number : 0);
 
 	if (r) {
 		give_up(m, "this host: %s", refusal(r));
@@ -301,7 +303,8 @@ static void begin(struct marks *m, uint64_t now)
 	m->deadline = now + m->hold_ns;
 	for (unsigned int i = 1; i < m->count; i++) {
 		struct marks_msg msg = { .kind = MARKS_MARK, .epoch = m->epoch, .hold_ns = m->hold_ns,
-					 .incarnation = m->member[i].incarnation };
+					 .incarnation = m->member[i].incarnation,
+					 .number = m->asked_for ? m->asks[0].number : 0 };
 
 		m->member[i].placed = m->member[i].held = false;
 		memcpy(msg.name, m->name, sizeof(msg.name));
@@ -339,6 +342,13 @@ static void expire(struct marks *m, uint64_t now)
 		give_up(m, "host %s: no answer within %llu ms", late, (unsigned long long)(m->hold_ns / NS_PER_MS));
 	else
 		give_up(m, "host %s: did not say that it has held", late);
+}
+
+/* Those that were sent to who makes the marks */
+static void end_own_asks(struct marks *m, const char *why)
+{
+	while (!marks_coordinates(m) && m->ask_count)
+		marks_ask_ended(m, 0, NULL, why);
 }
 
 /* ------------------------------------------------------------------ events */
@@ -401,7 +411,7 @@ void marks_message(struct marks *m, const char *host_id, const struct marks_msg 
 		app_on_quiet(m, host_id, msg);
 		break;
 	case MARKS_LOUD:
-		if (!strcmp(m->quiet.from, host_id) && !strcmp(m->quiet.name, msg->name))
+		if (!strcmp(m->quiet.from, host_id) && m->quiet.number == msg->number)
 			app_stop_quiet(m, msg->text);
 		break;
 	case MARKS_IS_QUIET:
@@ -450,6 +460,8 @@ void marks_peer(struct marks *m, const char *host_id, bool up, const char *why, 
 		give_up(m, "host %s: %s", p->host, up ? "connected anew" : why);
 	if (up || p->up)
 		app_lost(m, p->host, up ? "connected anew" : why);
+	if (p == m->member && (up || p->up))
+		end_own_asks(m, up ? "the connection to who makes the marks is a new one" : why);
 	p->up = up;
 	set_why(p, up ? "connected, it has not said yet how it is" : why, now);
 	m->state_due = 0;	/* tell it at once */
@@ -493,8 +505,9 @@ void marks_set(struct marks *m, const char *me, uint64_t epoch, uint64_t mark_ms
 	drop_hold(m);
 	app_stop_quiet(m, "the members of the group have changed");
 	app_lost(m, "the group", "its members have changed");
-	while (count < 2 && m->ask_count)
-		marks_ask_ended(m, 0, NULL, "the group is on one host now");
+	while (m->ask_count && (count < 2 || m->me || strcmp(list[0].host_id, me)))
+		marks_ask_ended(m, 0, NULL, count < 2 ? "the group is on one host now" :
+				"the members of the group have changed");
 	memcpy(old, m->member, sizeof(old));
 	m->epoch = epoch;
 	m->count = count < MARKS_MEMBERS_MAX ? count : MARKS_MEMBERS_MAX;
@@ -519,11 +532,18 @@ void marks_set(struct marks *m, const char *me, uint64_t epoch, uint64_t mark_ms
 /* Those that were asked for too long ago */
 static void expire_asks(struct marks *m, uint64_t now)
 {
-	for (unsigned int i = m->state != IDLE && m->asked_for; i < m->ask_count; )
-		if (now >= m->asks[i].until && m->asks[i].at == ASK_WAITS)
+	unsigned int i = m->state != IDLE && m->asked_for;
+
+	while (i < m->ask_count) {
+		struct ask *a = &m->asks[i];
+
+		if (a->at == ASK_WAITS && a->limit_ns && app_ask(m))
+			a->until = now + ASK_NS;	/* one at a time */
+		if (a->at == ASK_WAITS && now >= a->until)
 			marks_ask_ended(m, i, NULL, *m->last_failure ? m->last_failure : "no answer");
 		else
 			i++;
+	}
 }
 
 uint64_t marks_tick(struct marks *m, uint64_t now, uint64_t time_real)
@@ -574,6 +594,10 @@ int marks_ask(struct marks *m, const char *name, uint64_t limit_ns, uint64_t now
 	r = push_ask(m, name, limit_ns, "", now);
 	if (r || marks_coordinates(m) || !m->count)
 		return r;
+	if (!m->member[0].up) {
+		m->ask_count--;
+		return -ENOTCONN;
+	}
 	/* the coordinator knows better why not */
 	m->asks[m->ask_count - 1].until += 2 * NS_PER_S + (limit_ns ? ASK_NS + 2 * APP_LIMITS * limit_ns : 0);
 	snprintf(msg.name, sizeof(msg.name), "%s", name);

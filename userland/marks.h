@@ -14,7 +14,7 @@
 
 enum marks_kind {
 	MARKS_STATE = 1,	/* incarnation, epoch, ready or why not; time_ns: of the sender's clock */
-	MARKS_MARK,		/* coordinator -> host: name, epoch, hold_ns, the host's incarnation */
+	MARKS_MARK,		/* coordinator -> host: name, epoch, hold_ns, the host's incarnation; number, or 0 */
 	MARKS_PLACED,		/* host -> coordinator: name */
 	MARKS_REFUSED,		/* host -> coordinator: name, text */
 	MARKS_RELEASE,		/* coordinator -> host: name, the host's incarnation */
@@ -24,17 +24,18 @@ enum marks_kind {
 	MARKS_ASK,		/* host -> coordinator: name, as a user gave it; hold_ns: see marks_ask's limit_ns */
 	MARKS_DONE,		/* coordinator -> who asked: name, as given; text: the mark's whole name */
 	MARKS_FAILED,		/* coordinator -> who asked: name, as given; text: why */
-	MARKS_QUIET,		/* coordinator -> host: name, as given, hold_ns: limit, the host's incarnation */
-	MARKS_IS_QUIET,		/* host -> coordinator: name, as given; text: why it is not; "": applications are quiet */
-	MARKS_LOUD,		/* coordinator -> host: name, as given; text: there is no mark, why */
-	MARKS_IS_LOUD,		/* host -> coordinator: name, as given; text: why the mark is not declared there; "": is */
+	/* with a number, which stands for this try to make applications quiet, and the name as given */
+	MARKS_QUIET,		/* coordinator -> host: hold_ns: limit, the host's incarnation */
+	MARKS_IS_QUIET,		/* host -> coordinator: text: why they are not, or no longer; "": they are */
+	MARKS_LOUD,		/* coordinator -> host: text: there is no mark, why */
+	MARKS_IS_LOUD,		/* host -> coordinator: text: why the mark is not declared there; "": it is */
 };
 
 struct marks_msg {
 	enum marks_kind kind;
 	bool ready;			/* STATE */
 	char name[ASR_NAME_BYTES];
-	uint64_t epoch, incarnation, hold_ns, time_ns;
+	uint64_t epoch, incarnation, hold_ns, time_ns, number;
 	char text[160];
 };
 
@@ -61,7 +62,7 @@ struct marks_ops {
 	void (*asked)(void *arg, const char *name, const char *mark, const char *why);
 	uint64_t (*random)(void *arg);
 	/* Makes this host's applications quiet; marks_quiet has the end. NULL, or why it cannot be tried */
-	const char *(*quiet)(void *arg, const char *name, uint64_t limit_ns);
+	const char *(*quiet)(void *arg, const char *name, uint64_t number, uint64_t limit_ns);
 	/* They may go on. mark: its whole name, it is to be declared app; marks_loud has the end. NULL: why there is none */
 	void (*loud)(void *arg, const char *name, const char *mark, uint64_t id, const char *why);
 };
@@ -91,14 +92,16 @@ void marks_message(struct marks *m, const char *host_id, const struct marks_msg 
 /* Does what is due. Returns when to come again (now's clock); 0: when something has happened */
 uint64_t marks_tick(struct marks *m, uint64_t now, uint64_t time_real);
 /*
- * A mark of that name, as soon as can be: ops->asked has the end. -EINVAL, -EBUSY: too many wait. limit_ns not 0: with
- * the applications of all hosts quiet, for so long at most
+ * A mark of that name, as soon as can be: ops->asked has the end. -EINVAL, -EBUSY: too many wait, -ENOTCONN: who makes
+ * the marks is away. limit_ns not 0: with the applications of all hosts quiet, for so long at most
  */
 int marks_ask(struct marks *m, const char *name, uint64_t limit_ns, uint64_t now);
-/* This host's applications are quiet, or (why) are not, or no longer. -ESTALE: nobody waits for that. name NULL: any */
-int marks_quiet(struct marks *m, const char *name, const char *why, uint64_t now);
+/* Is it still wanted that they become quiet? number: as ops->quiet had it */
+bool marks_wants_quiet(const struct marks *m, uint64_t number);
+/* This host's applications are quiet, or (why) are not, or no longer. -ESTALE: nobody waits for that. number 0: any */
+int marks_quiet(struct marks *m, uint64_t number, const char *why, uint64_t now);
 /* They go on; the mark is declared app, or (why) is not. -ESTALE */
-int marks_loud(struct marks *m, const char *name, const char *why, uint64_t now);
+int marks_loud(struct marks *m, uint64_t number, const char *why, uint64_t now);
 bool marks_wanted(const struct marks *m);		/* the group is on several hosts */
 uint64_t marks_epoch(const struct marks *m);
 const struct marks_member *marks_member(const struct marks *m, unsigned int i);	/* NULL: no more */

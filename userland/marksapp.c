@@ -25,11 +25,12 @@
 /* To who asked: who makes the marks, perhaps here */
 static void say_app(struct marks *m, enum marks_kind kind, const char *why)
 {
-	struct marks_msg msg = { .kind = kind };
+	struct marks_msg msg = { .kind = kind, .number = m->quiet.number };
 
 	m->quiet.at = kind == MARKS_IS_QUIET && !why ? QUIET : LOUD;
 	memcpy(msg.name, m->quiet.name, sizeof(msg.name));
 	snprintf(msg.text, sizeof(msg.text), "%s", why ? why : "");
+	marks_clean(msg.text);
 	if (*m->quiet.from)
 		m->ops.send(m->arg, m->quiet.from, &msg);
 	else
@@ -62,28 +63,30 @@ void app_on_quiet(struct marks *m, const char *from, const struct marks_msg *msg
 	const char *why = refuse_quiet(m, from, msg);
 
 	if (why && *from) {
-		marks_send(m, from, MARKS_IS_QUIET, msg->name, why);
+		struct marks_msg no = { .kind = MARKS_IS_QUIET, .number = msg->number };
+
+		memcpy(no.name, msg->name, sizeof(no.name));
+		snprintf(no.text, sizeof(no.text), "%s", why);
+		m->ops.send(m->arg, from, &no);
 		return;
 	}
 	app_stop_quiet(m, "another mark has come");
 	memcpy(m->quiet.name, msg->name, sizeof(m->quiet.name));
 	snprintf(m->quiet.from, sizeof(m->quiet.from), "%s", from);
+	m->quiet.number = msg->number;
 	m->quiet.limit_ns = msg->hold_ns;
 	m->quiet.until = m->now + QUIET_LIMITS * msg->hold_ns;
 	m->quiet.at = ASKED;
 	m->quiet.mark[0] = 0;
-	why = why ? why : m->ops.quiet(m->arg, msg->name, msg->hold_ns);
-	if (why)
+	why = why ? why : m->ops.quiet(m->arg, msg->name, msg->number, msg->hold_ns);
+	if (why && m->quiet.at == ASKED && m->quiet.number == msg->number)
 		say_app(m, MARKS_IS_QUIET, why);
 }
 
 /* One of the same name may have been placed before they were quiet, and be declared now */
-void app_placed(struct marks *m, const char *name)
+void app_placed(struct marks *m, const char *name, uint64_t number)
 {
-	char plain[ASR_NAME_BYTES];
-	uint64_t epoch;
-
-	if (m->quiet.at == QUIET && wire_group_mark_parse(name, plain, &epoch) && !strcmp(plain, m->quiet.name))
+	if (m->quiet.at == QUIET && number && number == m->quiet.number)
 		memcpy(m->quiet.mark, name, strlen(name) + 1);
 }
 
@@ -117,20 +120,25 @@ void app_expire_quiet(struct marks *m, uint64_t now)
 	say_app(m, marked ? MARKS_IS_LOUD : MARKS_IS_QUIET, text);
 }
 
-int marks_quiet(struct marks *m, const char *name, const char *why, uint64_t now)
+bool marks_wants_quiet(const struct marks *m, uint64_t number)
+{
+	return m->quiet.at == ASKED && m->quiet.number == number;
+}
+
+int marks_quiet(struct marks *m, uint64_t number, const char *why, uint64_t now)
 {
 	m->now = now;
-	if ((m->quiet.at != ASKED && (!why || m->quiet.at != QUIET)) || (name && strcmp(name, m->quiet.name)))
+	if ((m->quiet.at != ASKED && (!why || m->quiet.at != QUIET)) || (number && number != m->quiet.number))
 		return -ESTALE;
 	m->quiet.until = now + m->quiet.limit_ns;
 	say_app(m, MARKS_IS_QUIET, why);
 	return 0;
 }
 
-int marks_loud(struct marks *m, const char *name, const char *why, uint64_t now)
+int marks_loud(struct marks *m, uint64_t number, const char *why, uint64_t now)
 {
 	m->now = now;
-	if (m->quiet.at != MARKED || (name && strcmp(name, m->quiet.name)))
+	if (m->quiet.at != MARKED || (number && number != m->quiet.number))
 		return -ESTALE;
 	say_app(m, MARKS_IS_LOUD, why);
 	return 0;
@@ -138,8 +146,7 @@ int marks_loud(struct marks *m, const char *name, const char *why, uint64_t now)
 
 /* ------------------------------------------------------------- coordinator */
 
-/* The one whose applications are being made quiet, are, or were; NULL: none */
-static struct ask *app_ask(struct marks *m)
+struct ask *app_ask(struct marks *m)
 {
 	for (unsigned int i = 0; i < m->ask_count; i++)
 		if (m->asks[i].at != ASK_WAITS)
@@ -152,7 +159,8 @@ __attribute__((format(printf, 2, 3)))
 static void app_over(struct marks *m, const char *fmt, ...)
 {
 	struct ask *a = app_ask(m);
-	char why[200];
+	char why[200], mark[ASR_NAME_BYTES];
+	bool marked;
 	va_list ap;
 
 	if (!a || !marks_coordinates(m))
@@ -160,16 +168,26 @@ static void app_over(struct marks *m, const char *fmt, ...)
 	va_start(ap, fmt);
 	vsnprintf(why, sizeof(why), fmt, ap);
 	va_end(ap);
-	for (unsigned int i = 1; i < m->count && a->at != ASK_MARKED; i++)
-		marks_send(m, m->member[i].host_id, MARKS_LOUD, a->name, why);
-	if (a->at != ASK_MARKED && !*m->quiet.from)
+	marked = a->at == ASK_MARKED;
+	memcpy(mark, a->mark, sizeof(mark));
+	for (unsigned int i = 1; i < m->count && !marked; i++) {
+		struct marks_msg msg = { .kind = MARKS_LOUD, .number = a->number };
+
+		memcpy(msg.name, a->name, sizeof(msg.name));
+		snprintf(msg.text, sizeof(msg.text), "%.150s", why);
+		m->ops.send(m->arg, m->member[i].host_id, &msg);
+	}
+	/* what asks, and what serves, may come back here from within these */
+	marks_ask_ended(m, (unsigned int)(a - m->asks), *why ? NULL : mark, why);
+	if (!marked && !*m->quiet.from)
 		app_stop_quiet(m, why);
-	marks_ask_ended(m, (unsigned int)(a - m->asks), *why ? NULL : a->mark, why);
 }
 
 static void app_begin(struct marks *m, struct ask *a, uint64_t now)
 {
 	struct marks_msg msg = { .kind = MARKS_QUIET, .hold_ns = a->limit_ns };
+
+	a->number = msg.number = m->ops.random(m->arg) >> 1 | 1;	/* JSON's numbers have a sign; 0 is none */
 
 	a->at = ASK_QUIET;
 	a->until = now + (QUIET_LIMITS + 1) * a->limit_ns + NS_PER_S;	/* each host ends it before that */
@@ -189,8 +207,11 @@ void app_heard(struct marks *m, unsigned int host, const struct marks_msg *msg)
 	char name[ASR_NAME_BYTES];
 	bool all = true;
 
-	if (!a || strcmp(a->name, msg->name) || (msg->kind == MARKS_IS_LOUD) != (a->at == ASK_MARKED))
+	if (!a || a->number != msg->number)
 		return;		/* of an earlier one */
+	/* it was quiet no longer when the mark came to be declared, or thinks that it was declared already */
+	if (a->at == ASK_MARKED ? msg->kind == MARKS_IS_QUIET && !*msg->text : msg->kind == MARKS_IS_LOUD)
+		return;
 	memcpy(name, m->member[host].host, sizeof(name));
 	if (*msg->text && a->at != ASK_MARKED) {
 		app_over(m, "host %s: %s", name, msg->text);
@@ -265,6 +286,15 @@ void app_run(struct marks *m, uint64_t now)
 {
 	const struct ask *a = marks_coordinates(m) ? app_ask(m) : NULL;
 
+	const struct marks_member *p = a && a->at != ASK_MARKED ? marks_in_the_way(m) : NULL;
+	char host[ASR_NAME_BYTES], why[160];
+
+	if (p) {	/* there can be no mark: nobody is to wait for it */
+		memcpy(host, p->host, sizeof(host));
+		memcpy(why, p->why, sizeof(why));
+		app_over(m, "host %s: %s", host, why);
+		a = NULL;
+	}
 	if (a && now >= a->until && !(m->state != IDLE && m->asked_for && a == m->asks))
 		app_expire(m, a);
 	app_next(m, now);

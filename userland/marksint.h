@@ -34,7 +34,7 @@ struct marks {
 		enum { LOUD, ASKED, QUIET, MARKED } at;
 		char name[ASR_NAME_BYTES], from[33];
 		char mark[ASR_NAME_BYTES];	/* placed while they were quiet */
-		uint64_t limit_ns, until;
+		uint64_t number, limit_ns, until;
 	} quiet;
 	uint64_t state_due, now;	/* now: of the call under way */
 
@@ -50,6 +50,7 @@ struct marks {
 		uint64_t until;
 		uint64_t limit_ns;	/* not 0: with quiet applications */
 		/* of one at a time: */
+		uint64_t number;
 		enum { ASK_WAITS, ASK_QUIET, ASK_READY, ASK_MARKED } at;
 		char mark[ASR_NAME_BYTES], failure[200];
 		bool said[MARKS_MEMBERS_MAX];
@@ -71,13 +72,14 @@ void marks_ask_ended(struct marks *m, unsigned int i, const char *mark, const ch
 
 /* As a host: a message; a mark was placed; it was declared, or (r) was not; there will be none; what is due */
 void app_on_quiet(struct marks *m, const char *from, const struct marks_msg *msg);
-void app_placed(struct marks *m, const char *name);
+void app_placed(struct marks *m, const char *name, uint64_t number);
 void app_marked(struct marks *m, const char *name, int r);
 void app_stop_quiet(struct marks *m, const char *why);
 void app_expire_quiet(struct marks *m, uint64_t now);
 /* As the coordinator: what a host says; begin the next, end what has taken too long; a host is not what it was */
 void app_heard(struct marks *m, unsigned int host, const struct marks_msg *msg);
 void app_declared(struct marks *m, struct ask *a);	/* the mark that asks for quiet applications is there */
+struct ask *app_ask(struct marks *m);	/* whose applications are being made quiet, are, or were; NULL: none */
 void app_run(struct marks *m, uint64_t now);
 void app_lost(struct marks *m, const char *host, const char *why);
 

@@ -358,6 +358,7 @@ static const struct {
 	{ "io.asr.Group.Mark",		group_mark },
 	{ "io.asr.Group.Delete",	member_delete },
 	{ "io.asr.App.Serve",		quiet_serve },
+	{ "io.asr.App.Wanted",		quiet_wanted },
 	{ "io.asr.App.Quiet",		quiet_is },
 	{ "io.asr.App.Loud",		quiet_was },
 	{ "io.asr.Group.Resync",	group_resync },

@@ -430,7 +430,9 @@ static void do_asked(void *arg, const char *name, const char *mark, const char *
 	wait_free(g, w);
 }
 
-static const struct marks_ops marks_ops = { do_mark, do_release, do_send, do_asked, do_random, quiet_begin, quiet_end };
+static const struct marks_ops marks_ops = {
+	do_mark, do_release, do_send, do_asked, do_random, quiet_begin, quiet_end
+};
 
 static void wait_gone(void *arg)
 {
@@ -458,7 +460,10 @@ void peers_mark(struct group *g, const char *name, uint64_t limit_ns, struct con
 	}
 	if (r) {
 		control_on_gone(call, NULL, NULL);
-		if (r == -EINVAL)
+		if (r == -ENOTCONN)
+			control_error(call, "no mark %s: host %s, which makes the marks of group %s, is away: %s", name,
+				      marks_member(g->marks, 0)->host, g->name, marks_member(g->marks, 0)->why);
+		else if (r == -EINVAL)
 			control_error(call, "bad name \"%s\" for a mark of several hosts: no +, and at most %d "
 				      "characters", name, WIRE_GROUP_MARK_NAME);
 		else

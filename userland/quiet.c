@@ -3,9 +3,11 @@
  * Between marks of several hosts (marks.h) and who makes this host's applications quiet for them: asrctl app serve.
  *
  * Design. Scripts and file systems are not asrd's business, which has no right to either. asrctl calls
- * io.asr.App.Serve and gets a reply for each mark that wants quiet applications: {group, name, timeout_s}. When they
- * are, it calls io.asr.App.Quiet {group, name}, whose answer is the mark, {mark, id}, or the error why there is none:
- * then they go on. In the end it calls io.asr.App.Loud {group, name, trouble}: empty, the mark is declared app.
+ * io.asr.App.Serve and gets a reply for each mark that wants quiet applications: {group, name, number, timeout_s};
+ * the number stands for it in all that follows. It may have waited: io.asr.App.Wanted {group, number} says whether it
+ * still is. When applications are quiet, io.asr.App.Quiet {group, number} is answered by the mark, {mark, id}, or the
+ * error why there is none: then they go on. In the end it calls io.asr.App.Loud {group, number, trouble}: empty, the
+ * mark is declared app.
  *
  * Invariants. Each Quiet is answered, also when its mark is given up; marks.c has a limit for each step. When who
  * serves is gone, or the Quiet call is, the mark is told so.
@@ -17,15 +19,24 @@
 
 #include "source.h"
 
+/* Whatever they are at, they are not any more */
+static void gone(struct group *g, const char *why)
+{
+	uint64_t now = now_ns();
+
+	if (!marks_quiet(g->marks, 0, why, now) || !marks_loud(g->marks, 0, why, now))
+		peers_run(g);
+}
+
 static void serve_gone(void *arg)
 {
 	struct asrd *d = arg;
 
 	d->app = NULL;
-	/* whose applications are quiet already has another call, which is gone then, too */
+	/* who waits for a mark has another call, which is gone then, too */
 	for (struct group *g = d->groups; g; g = g->next)
-		if (!g->quiet && !marks_quiet(g->marks, NULL, "who was to make its applications quiet is gone", now_ns()))
-			peers_run(g);
+		if (!g->quiet)
+			gone(g, "who makes its applications quiet is gone");
 }
 
 void quiet_serve(struct control_call *call, json_t *parameters, struct asrd *d)
@@ -43,13 +54,14 @@ void quiet_serve(struct control_call *call, json_t *parameters, struct asrd *d)
 	control_reply(call, json_object(), true);
 }
 
-const char *quiet_begin(void *arg, const char *name, uint64_t limit_ns)
+const char *quiet_begin(void *arg, const char *name, uint64_t number, uint64_t limit_ns)
 {
 	struct group *g = arg;
 
 	if (!g->d->app)
 		return "nobody makes its applications quiet: systemctl start asr-app";
-	if (control_reply(g->d->app, json_pack("{s:s, s:s, s:I}", "group", g->name, "name", name, "timeout_s",
+	if (control_reply(g->d->app, json_pack("{s:s, s:s, s:I, s:I}", "group", g->name, "name", name, "number",
+					       (json_int_t)number, "timeout_s",
 					       (json_int_t)((limit_ns + 999999999) / 1000000000)), true))
 		return "who is to make its applications quiet is gone";
 	return NULL;
@@ -74,28 +86,36 @@ static void quiet_gone(void *arg)
 	struct group *g = arg;
 
 	g->quiet = NULL;
-	if (!marks_quiet(g->marks, NULL, "who had made its applications quiet is gone", now_ns()))
-		peers_run(g);
+	gone(g, "who had made its applications quiet is gone");
 }
 
-/* The group of a call, and what it names; NULL: the error has been sent */
-static struct group *named(struct control_call *call, json_t *parameters, struct asrd *d, const char **name)
+/* The group of a call, and the number it names; NULL: the error has been sent */
+static struct group *named(struct control_call *call, json_t *parameters, struct asrd *d, uint64_t *number)
 {
 	const char *group = json_string_value(json_object_get(parameters, "group"));
 	struct group *g = group ? group_find(d, group) : NULL;
 
-	*name = json_string_value(json_object_get(parameters, "name"));
-	if (!group || !*name)
-		control_error(call, "wrong parameters: group, and name of the mark");
+	*number = (uint64_t)json_integer_value(json_object_get(parameters, "number"));
+	if (!group || !*number)
+		control_error(call, "wrong parameters: group, and number as Serve had it");
 	else if (!g)
 		control_error(call, "there is no group %s on this host", group);
-	return *name ? g : NULL;
+	return *number ? g : NULL;
+}
+
+void quiet_wanted(struct control_call *call, json_t *parameters, struct asrd *d)
+{
+	uint64_t number;
+	struct group *g = named(call, parameters, d, &number);
+
+	if (g)
+		control_reply(call, json_pack("{s:b}", "wanted", marks_wants_quiet(g->marks, number)), false);
 }
 
 void quiet_is(struct control_call *call, json_t *parameters, struct asrd *d)
 {
-	const char *name;
-	struct group *g = named(call, parameters, d, &name);
+	uint64_t number;
+	struct group *g = named(call, parameters, d, &number);
 
 	if (!g)
 		return;
@@ -105,9 +125,9 @@ void quiet_is(struct control_call *call, json_t *parameters, struct asrd *d)
 	}
 	g->quiet = call;
 	control_on_gone(call, quiet_gone, g);
-	if (marks_quiet(g->marks, name, NULL, now_ns())) {
+	if (marks_quiet(g->marks, number, NULL, now_ns())) {
 		g->quiet = NULL;
-		control_error(call, "mark %s of group %s is not waited for any more", name, g->name);
+		control_error(call, "that mark of group %s is not waited for any more", g->name);
 		return;
 	}
 	peers_run(g);
@@ -115,14 +135,15 @@ void quiet_is(struct control_call *call, json_t *parameters, struct asrd *d)
 
 void quiet_was(struct control_call *call, json_t *parameters, struct asrd *d)
 {
-	const char *name, *why = json_string_value(json_object_get(parameters, "trouble"));
-	struct group *g = named(call, parameters, d, &name);
+	const char *why = json_string_value(json_object_get(parameters, "trouble"));
+	uint64_t number, now = now_ns();
+	struct group *g = named(call, parameters, d, &number);
 
 	if (!g)
 		return;
 	if (why && !*why)
 		why = NULL;
-	if (!marks_loud(g->marks, name, why, now_ns()) || (why && !marks_quiet(g->marks, name, why, now_ns())))
+	if (!marks_loud(g->marks, number, why, now) || (why && !marks_quiet(g->marks, number, why, now)))
 		peers_run(g);
 	control_reply(call, json_object(), false);
 }

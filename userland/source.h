@@ -635,14 +635,15 @@ json_t *peers_status(const struct group *g);	/* marks_json, or null: the group i
 
 /* -------------------------------------------------------------- quiet.c */
 
-/* io.asr.App.Serve, Quiet, Loud: who makes this host's applications quiet for marks of several hosts. */
+/* io.asr.App.Serve, Wanted, Quiet, Loud: who makes this host's applications quiet for marks of several hosts. */
 void quiet_serve(struct control_call *call, json_t *parameters, struct asrd *d);
+void quiet_wanted(struct control_call *call, json_t *parameters, struct asrd *d);
 void quiet_is(struct control_call *call, json_t *parameters, struct asrd *d);
 void quiet_was(struct control_call *call, json_t *parameters, struct asrd *d);
 void quiet_second(struct asrd *d);
 void quiet_group_end(struct group *g);
 /* struct marks_ops' quiet and loud; arg: the group */
-const char *quiet_begin(void *arg, const char *name, uint64_t limit_ns);
+const char *quiet_begin(void *arg, const char *name, uint64_t number, uint64_t limit_ns);
 void quiet_end(void *arg, const char *name, const char *mark, uint64_t id, const char *why);
 
 /* ------------------------------------------------------------- member.c */

@@ -119,7 +119,7 @@ for what in serve asrd; do
 		retry_until 60 is_frozen || fail "h$k is not frozen: $(cat "$W/mark.log")"
 		want vm_exec "h$k" "touch /run/kill-$what"
 		retry_until 60 vm_exec "h$k" "test ! -e /run/kill-$what" || fail "$what of h$k"
-		not wait $marker || fail "it went well: $(cat "$W/mark.log")"
+		wait $marker && fail "it went well: $(cat "$W/mark.log")"
 		want vm_exec "h$o" "touch /run/go; rm /etc/asr/app/g/00-waits"
 		want vm_exec "h$k" "rm -f /run/quiet; timeout 60 touch /m/try"
 		[ $what != serve ] || want vm_exec "h$k" "touch /run/serve-again"

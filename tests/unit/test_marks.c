@@ -40,7 +40,7 @@ struct host {
 	bool on, broken;
 	/* who makes its applications quiet */
 	enum { APP_NONE, APP_ASKED, APP_QUIET, APP_MARKED } app;
-	uint64_t app_at, quiet_pos;	/* the next step then; its stream when it became quiet */
+	uint64_t app_number, app_at, quiet_pos;	/* the next step then; its stream when it became quiet */
 	char app_name[ASR_NAME_BYTES], app_mark[ASR_NAME_BYTES];
 	bool no_app, app_fails, thaw_fails;
 	char asked[ASR_NAME_BYTES], mark[ASR_NAME_BYTES], why[200];
@@ -203,7 +203,7 @@ static uint64_t k_random(void *arg)
 	return rnd(h->w, UINT64_MAX);
 }
 
-static const char *k_quiet(void *arg, const char *name, uint64_t limit_ns)
+static const char *k_quiet(void *arg, const char *name, uint64_t number, uint64_t limit_ns)
 {
 	struct host *h = arg;
 
@@ -217,6 +217,7 @@ static const char *k_quiet(void *arg, const char *name, uint64_t limit_ns)
 		return "nobody there";
 	snprintf(h->app_name, sizeof(h->app_name), "%s", name);
 	h->app = APP_ASKED;
+	h->app_number = number;
 	h->app_at = h->w->now + rnd(h->w, limit_ns);
 	return NULL;
 }
@@ -449,11 +450,11 @@ static void applications(struct world *w)
 		if (h->app == APP_MARKED) {
 			h->app = APP_NONE;
 			placed_of(w, h->app_mark)->app += !h->thaw_fails;
-			marks_loud(h->marks, h->app_name, h->thaw_fails ? "thawed early" : NULL, w->now);
+			marks_loud(h->marks, h->app_number, h->thaw_fails ? "thawed early" : NULL, w->now);
 		} else {
 			h->app = h->app_fails ? APP_NONE : APP_QUIET;
 			h->quiet_pos = h->pos;
-			assert_int_equal(marks_quiet(h->marks, h->app_name, h->app_fails ? "a script failed" : NULL,
+			assert_int_equal(marks_quiet(h->marks, h->app_number, h->app_fails ? "a script failed" : NULL,
 						     w->now), 0);
 		}
 	}
@@ -599,8 +600,27 @@ static void quiet_applications(void **state)
 		w->host[n].thaw_fails = false;
 		loud_again(w);
 	}
-	assert_int_equal(marks_quiet(w->host[0].marks, "bad", NULL, w->now), -ESTALE);
-	assert_int_equal(marks_loud(w->host[0].marks, "bad", NULL, w->now), -ESTALE);
+	/* two at once, of the same name: one after the other, each with its own mark */
+	for (int n = 0; n < HOSTS; n += 2) {
+		strcpy(w->host[n].asked, "same");
+		w->host[n].mark[0] = 0;
+		assert_int_equal(marks_ask(w->host[n].marks, "same", 1000 * MS, w->now), 0);
+	}
+	for (int i = 0; i < 200000 && (*w->host[0].asked || *w->host[2].asked); i++)
+		play_one(w);
+	assert_string_not_equal(w->host[0].mark, w->host[2].mark);
+	for (int n = 0; n < HOSTS; n += 2)
+		assert_int_equal(placed_of(w, w->host[n].mark)->app, HOSTS);
+	/* who makes the marks is lost: whoever has asked is told at once, and who asks then is, too */
+	strcpy(w->host[1].asked, "lost");
+	assert_int_equal(marks_ask(w->host[1].marks, "lost", 1000 * MS, w->now), 0);
+	cut(w, 0, 1);
+	assert_string_equal(w->host[1].asked, "");
+	assert_string_equal(w->host[1].why, "cut");
+	assert_int_equal(marks_ask(w->host[1].marks, "lost", 1000 * MS, w->now), -ENOTCONN);
+	play(w, 60000, false);
+	assert_int_equal(marks_quiet(w->host[0].marks, 7, NULL, w->now), -ESTALE);
+	assert_int_equal(marks_loud(w->host[0].marks, 7, NULL, w->now), -ESTALE);
 	world_free(w);
 }
 

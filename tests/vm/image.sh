@@ -119,16 +119,17 @@ vm_plain() {
 	done
 }
 
-# vm_plain_kernel BZIMAGE OUT: the kernel as an ELF file, where that saves time:
-# the guest unpacks zstd in 2 s under emulation. A bzImage says where its payload
+# vm_plain_kernel BZIMAGE OUT [UNPACK...]: the kernel as an ELF file, where that saves time:
+# the guest unpacks zstd in 2 s under emulation; UNPACK is for other packings. A bzImage says where its payload
 # is (Documentation/arch/x86/boot.rst); the last 4 bytes are its unpacked length. QEMU
 # boots an ELF file that names its PVH entry (Xen note 18) only.
 vm_plain_kernel() {
-	local sects off len
+	local sects off len unpack=("${@:3}")
+	[ $# -gt 2 ] || unpack=(zstd -dcq)
 	sects=$(od -An -tu1 -j $((0x1f1)) -N1 "$1" | tr -d ' ')
 	off=$(od -An -tu4 -j $((0x248)) -N4 "$1" | tr -d ' ')
 	len=$(od -An -tu4 -j $((0x24c)) -N4 "$1" | tr -d ' ')
-	tail -c +$(((sects + 1) * 512 + off + 1)) "$1" | head -c $((len - 4)) | zstd -dcq >"$2.new" 2>/dev/null
+	tail -c +$(((sects + 1) * 512 + off + 1)) "$1" | head -c $((len - 4)) | "${unpack[@]}" >"$2.new" 2>/dev/null
 	if [ "$(head -c 4 "$2.new")" = $'\x7fELF' ] && readelf -nW "$2.new" 2>/dev/null | grep -q '^ *Xen.*(0x00000012)'; then
 		mv "$2.new" "$2"
 	else
