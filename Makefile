@@ -31,7 +31,7 @@ FUZZERS	:= $(patsubst tests/fuzz/%.c,$(B)/fuzz/%,$(wildcard tests/fuzz/*.c))
 MAN	:= $(patsubst docs/%.scd,$(B)/man/%,$(wildcard docs/*.scd))
 
 .PHONY: all help setup deps kernels modules userland tests units check check-fs check-kernels check-debug demo \
-	bench bench-kernel bench-pipeline bench-resync bench-rpo fuzz fuzz-build style man install dkms-install \
+	bench bench-kernel bench-pipeline bench-resync bench-rpo bench-groups fuzz fuzz-build style man install dkms-install \
 	deb check-deb check-boot check-more soak-cuts soak-outage soak-groups \
 	soak-bank clean
 .DEFAULT_GOAL := all
@@ -79,7 +79,7 @@ check-debug: deps		## the module tests on a debug kernel (KASAN, lockdep, kmemle
 	@tests/debug/check.sh
 
 bench: deps			## all figures: tables, and JSON under build/bench/
-	@$(MAKE) --no-print-directory bench-kernel bench-pipeline bench-resync bench-rpo
+	@$(MAKE) --no-print-directory bench-kernel bench-pipeline bench-resync bench-rpo bench-groups
 
 bench-kernel: deps		## instructions per write, in QEMU
 	@$(MAKE) --no-print-directory modules userland tests
@@ -92,6 +92,10 @@ bench-pipeline: deps		## throughput, native, beside TLS, sealing, zstd and appen
 bench-rpo: deps			## time from completion to durable, native
 	@$(MAKE) --no-print-directory userland tests
 	@tests/bench/rpo.sh
+
+bench-groups: deps		## what the marks of a group over two hosts cost, and how long they hold, in QEMU
+	@$(MAKE) --no-print-directory SERIES=6.1 modules userland tests
+	@tests/bench/groups.sh
 
 FUZZ_SECONDS ?= 60
 fuzz-build: $(FUZZERS)
