@@ -109,7 +109,7 @@ for k in 0 1; do
 	vm_wait "h$k" 300 || fail "h$k"
 done
 vaultd_stop
-jq -se 'all(.hosts[]; .state == "CAPTURE" and .overflows == 0)' "$rows" > /dev/null ||
+jq -se 'all(.[].hosts[]; .state == "CAPTURE" and .overflows == 0)' "$rows" > /dev/null ||
 	fail "this machine does not ship what the load writes, so that no marks were made: try a smaller DEPTH"
 jq -s --slurpfile hosts "$VM_OUT/holds" --argjson depth "$DEPTH" --argjson window "$WINDOW" '
 	def median: sort | if length % 2 == 1 then .[length / 2 | floor] else (.[length / 2 - 1] + .[length / 2]) / 2 end;
