@@ -33,8 +33,9 @@ FUZZERS	:= $(patsubst tests/fuzz/%.c,$(B)/fuzz/%,$(wildcard tests/fuzz/*.c))
 MAN	:= $(patsubst docs/%.scd,$(B)/man/%,$(wildcard docs/*.scd))
 
 .PHONY: all help setup deps kernels modules userland tests units check check-fs check-kernels check-debug demo \
-	bench bench-kernel bench-pipeline bench-resync bench-rpo fuzz fuzz-build style man install dkms-install \
-	deb check-deb check-boot check-more soak-cuts soak-outage soak-groups clean
+	bench bench-kernel bench-pipeline bench-resync bench-rpo bench-groups fuzz fuzz-build style man install dkms-install \
+	deb check-deb check-boot check-more soak-cuts soak-outage soak-groups \
+	soak-bank clean
 .DEFAULT_GOAL := all
 
 all: userland man		## build the daemons, asrctl and the man pages
@@ -80,7 +81,7 @@ check-debug: deps		## the module tests on a debug kernel (KASAN, lockdep, kmemle
 	@tests/debug/check.sh
 
 bench: deps			## all figures: tables, and JSON under build/bench/
-	@$(MAKE) --no-print-directory bench-kernel bench-pipeline bench-resync bench-rpo
+	@$(MAKE) --no-print-directory bench-kernel bench-pipeline bench-resync bench-rpo bench-groups
 
 bench-kernel: deps		## instructions per write, in QEMU
 	@$(MAKE) --no-print-directory modules userland tests
@@ -93,6 +94,10 @@ bench-pipeline: deps		## throughput, native, beside TLS, sealing, zstd and appen
 bench-rpo: deps			## time from completion to durable, native
 	@$(MAKE) --no-print-directory userland tests
 	@tests/bench/rpo.sh
+
+bench-groups: deps		## what the marks of a group over two hosts cost, and how long they hold, in QEMU
+	@$(MAKE) --no-print-directory SERIES=6.1 modules userland tests
+	@tests/bench/groups.sh
 
 FUZZ_SECONDS ?= 60
 fuzz-build: $(FUZZERS)
@@ -152,10 +157,15 @@ soak-outage: deps		## the vault is away for ten minutes at 20 MB/s, all kinds of
 	@$(MAKE) --no-print-directory userland tests
 	@OUTAGE=600 RATE=20 CHECKS=20 tests/run e2e/30-spool
 
-POINTS ?= 1000
+soak-groups: POINTS ?= 1000
 soak-groups: deps		## POINTS= points of a group over three hosts, with deaths and bad links on the way, each judged
 	@$(MAKE) --no-print-directory SERIES=6.1 modules userland tests
 	@POINTS=$(POINTS) tests/run soak/20
+
+soak-bank: POINTS ?= 100
+soak-bank: deps			## POINTS= points of money that moves between two PostgreSQL servers on two hosts, each judged
+	@$(MAKE) --no-print-directory SERIES=6.1 modules userland tests
+	@POINTS=$(POINTS) tests/run soak/21
 
 clean:				## remove what was built, keep the unpacked kernels
 	rm -rf $(B)/userland $(B)/tools $(B)/tests $(B)/fuzz $(B)/fuzzobj $(B)/man $(B)/module \

@@ -3,13 +3,13 @@
 #
 # hosts-guest.sh - one host of a group over several; to be sourced in the guest.
 # /asr/in/role says who it is: HOST, NODE, OF, ADDRESS (where the others reach it), NEXT (its
-# neighbour's chain), CHAINS.
+# neighbour's chain), CHAINS. RING may be set: the ring's size.
 #
 #   host_up             registered, asrd up; the first makes the group, others wait to be admitted
 #   protected           disk /dev/d0 as HOST-d0 in group g, its first copy at the vault
 #   chain_start         the writes that depend on each other (asr-chain)
 #   until_told          until /run/stop is there; kills asrd and starts it again at /run/kill-asrd
-#   host_down           all taken down again
+#   chain_stop, host_down   all taken down again
 #   host_life           these, one after the other
 # shellcheck source=tests/e2e/guest-lib.sh
 . /asr/in/guest-lib.sh
@@ -23,11 +23,11 @@ host_up() {
 	asrd_start
 	asrctl register --key /asr/in/regkey --host "$HOST" || fail "register"
 	if [ "$NODE" = 0 ]; then
-		asrctl group create g --recipient /asr/in/recipient.crt --ring-size 16M || fail "group create"
+		asrctl group create g --recipient /asr/in/recipient.crt --ring-size "${RING:-16M}" || fail "group create"
 	else
 		not asrctl group join g --recipient /asr/in/recipient.crt 2> /run/out || fail "joined, not admitted"
 		grep -q 'admits this host' /run/out || fail "it said: $(cat /run/out)"
-		joins() { asrctl group join g --recipient /asr/in/recipient.crt 2> /run/out; }
+		joins() { asrctl group join g --recipient /asr/in/recipient.crt --ring-size "${RING:-64M}" 2> /run/out; }
 		say registered
 		retry_until 120 joins || fail "join: $(cat /run/out)"
 	fi
@@ -57,9 +57,12 @@ until_told() {
 	retry_until 3000 told || fail "never told to stop"
 }
 
-host_down() {
+chain_stop() {
 	kill "$CHAIN_PID" 2> /dev/null || :
 	wait "$CHAIN_PID" || [ $? = 143 ] || fail "the chain: $(cat /run/chain.log)"
+}
+
+host_down() {
 	say "down: $(group_json | tr -d '\n ')"
 	asrctl disk unprotect /dev/mapper/v0 || fail "disk unprotect"
 	dmsetup remove v0 || fail "remove"
@@ -73,5 +76,6 @@ host_life() {
 	protected
 	chain_start
 	until_told
+	chain_stop
 	host_down
 }

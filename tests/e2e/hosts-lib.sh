@@ -3,7 +3,9 @@
 #
 # hosts-lib.sh - a group over several guests, their links, and the judgement; to be sourced after lib.sh.
 #
-#   hosts_up N [CHAINS]        guests h0 to hN-1, protected, their chains running
+#   hosts_up N [CHAINS]        guests h0 to hN-1, protected, their chains running. Before it may be changed:
+#                              host_disk FILE makes a host's disk, HOST_MORE: more words for vm_start,
+#                              HOST_RUNS: what a guest says when its load runs
 #   declared, failed           marks so far, as the coordinator says
 #   link_stop K, link_cont K, link_cut K   what the others send to host K stands still, goes on, breaks
 #   points_now                 how many points of all hosts the vault has by now
@@ -34,7 +36,9 @@ hosts_end() {
 	done
 	e2e_end
 }
-declare -a LINK=()
+declare -a LINK=() HOST_MORE=()
+HOST_RUNS=chain
+host_disk() { truncate -s 4M "$1"; }
 trap hosts_end EXIT
 
 hosts_up() {
@@ -51,10 +55,11 @@ hosts_up() {
 			ADDRESS=10.0.2.2:$((BASE + 10 * k + 1))
 			NEXT=10.0.2.2:$((BASE + 10 * ((k + 1) % N) + 2))
 		R
-		truncate -s 4M "$VM_OUT/h$k.img"
+		host_disk "$VM_OUT/h$k.img"
 		vm_start "h$k" "$SERIES_E2E" --net --mem 512 --cpus 1 --script "$0" --disk "$VM_OUT/h$k.img" \
 			--fwd "$((BASE + 10 * k)):20004" --fwd "$((BASE + 10 * k + 2)):7000" --add "$E2E/guest-lib.sh" \
-			--add "$E2E/hosts-guest.sh" --add "$W/h$k/role" --add "$W/h$k/regkey" --add "$W/recipient.crt"
+			--add "$E2E/hosts-guest.sh" --add "$W/h$k/role" --add "$W/h$k/regkey" --add "$W/recipient.crt" \
+			"${HOST_MORE[@]}"
 		link_up "$k"
 	done
 	for ((k = 1; k < N; k++)); do
@@ -68,7 +73,7 @@ hosts_up() {
 		await_said "h$k" protected 400
 	done
 	for ((k = 0; k < N; k++)); do
-		await_said "h$k" chain 300
+		await_said "h$k" "$HOST_RUNS" 300
 	done
 }
 
