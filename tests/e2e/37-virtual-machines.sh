@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # make check-more
-# timeout: 3600
+# timeout: 7200
 # Virtual machines of a real libvirtd: what discover says of them; their disks go under protection together or not at
 # all, while they run, and no write is lost; at an application-consistent mark their file systems are clean, and they
 # are thawed whatever happens: asrctl or its helper killed, an agent that hangs, somebody else's thaw.
@@ -27,7 +27,7 @@ if [ -n "${ASR_GUEST:-}" ]; then
 	. /asr/in/guest-lib.sh
 	# shellcheck source=tests/vm/nested-lib.sh
 	. /asr/in/nested-lib.sh
-	slow=4		# an emulated machine in an emulated machine: what it is to do takes its time
+	slow=15		# an emulated machine in an emulated machine: what it is to do takes its time
 	insmod /asr/dm-asr.ko
 	mkdir -p /run/asr /var/lib/asr /m
 	asrd_start
@@ -213,7 +213,7 @@ printf 'DISK_MIB=%s\n' "${DISK_MIB:-32}" | cat - "$ASR_TOP/tests/vm/nested-lib.s
 vm_start source "$SERIES_E2E" --net --mem 1280 --script "$0" "${disks[@]}" --disk "$nested/root.img,cache=unsafe" \
 	--add "$E2E/guest-lib.sh" --add "$W/regkey" --add "$W/recipient.crt" \
 	--add "$nested/nested-lib.sh" --add "$nested/kernel" --add "$nested/initrd" --add "$nested/c.qcow2"
-vm_wait source 3000 || fail "the source host"
+vm_wait source 6600 || fail "the source host"
 vaultd_stop
 want "$B/asrctl" point list g --vault-dir "$W/vault" -o json >"$W/points.json"
 [ "$(jq -c '[.marks[] | select(.consistency == "app") | .name]' "$W/points.json")" = '["quiet-1","quiet-2"]' ] ||

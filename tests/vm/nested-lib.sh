@@ -77,8 +77,9 @@ is_thawed() { agent guest-fsfreeze-status && grep -q '"thawed"' /run/agent.out; 
 
 guest_did() { [ "$(grep -c "^did $1" /run/shop.log)" -gt "$2" ]; }
 guest_up() {
-	retry_until 900 guest_did boot 0 || { tail -n 20 /run/shop.log; fail "the machine in the machine does not boot"; }
-	retry_until 300 is_thawed || { cat /run/agent.out; fail "its agent does not answer"; }
+	retry_until 1800 guest_did boot 0 || { tail -n 20 /run/shop.log; fail "the machine in the machine does not boot"; }
+	retry_until 900 is_thawed || { cat /run/agent.out; fail "its agent does not answer"; }
+	trap '' HUP	# when the machine goes, so does its console
 	exec 6<>"$(virsh ttyconsole shop)"	# QEMU reads only while somebody has it open
 	say "up after $(cut -d. -f1 /proc/uptime) s: $(tail -n 1 /run/shop.log)"
 }
