@@ -93,10 +93,13 @@ static void one_mark(const struct quiet_for *f, unsigned int longest)
 	if (!is_wanted(f))
 		return;
 	if (f->seconds > longest)
-		err = why_set(&why, EPERM, "quiet for %u s, and asrctl app serve --longest is %u there", f->seconds, longest);
+		err = why_set(&why, EPERM, "quiet for %u s, and asrctl app serve --longest is %u there", f->seconds,
+			      longest);
 	else
 		err = quiet_run(f->args, f, &none, &why);
-	if (err && !*why.text)
+	if (!err)
+		why.text[0] = 0;	/* what was passed over on the way */
+	else if (!*why.text)
 		why_set(&why, -err, "%s", strerror(-err));
 	say_end(f, &why);
 	while (waitpid(-1, NULL, WNOHANG) > 0)
@@ -118,8 +121,8 @@ static int asked(json_t *reply, void *arg)
 		return 1;
 	if (!json_object_get(reply, "name"))
 		return 0;	/* somebody is there */
-	if (json_unpack(reply, "{s:s, s:s, s:I, s:I}", "group", &f.group, "name", &f.name, "number", &number, "timeout_s",
-			&seconds) || seconds < 1 || seconds > APP_TIMEOUT_MAX || name_check("group", f.group, NULL) ||
+	if (json_unpack(reply, "{s:s, s:s, s:I, s:I}", "group", &f.group, "name", &f.name, "number", &number,
+			"timeout_s", &seconds) || seconds < 1 || seconds > APP_TIMEOUT_MAX || name_check("group", f.group, NULL) ||
 	    name_check("mark", f.name, NULL)) {
 		log_warn("asrd asks for what is not understood");
 		return 0;

@@ -228,8 +228,8 @@ static int app_mark(const struct args *a, const char *name, json_t **answer, str
 	if (!on_several_hosts(a))
 		return quiet_run(a, &f, answer, why);
 	if (arg_given(a, "freeze") || arg_given(a, "no-freeze") || arg_given(a, "script"))
-		return why_set(why, EINVAL, "group %s is on several hosts: --freeze, --no-freeze and --script are of one, "
-			       "and scripts in /etc/asr/app/%s are right, on each", f.group, f.group);
+		return why_set(why, EINVAL, "group %s is on several hosts: --freeze, --no-freeze and --script are of "
+			       "one, and scripts in /etc/asr/app/%s are right, on each", f.group, f.group);
 	return daemon_call_long(a, "io.asr.Group.Mark", json_pack("{s:s, s:s, s:i}", "group", f.group, "name", name,
 				"app_timeout_s", (int)f.seconds), answer, why);
 }
@@ -265,8 +265,8 @@ int group_mark(const struct args *a, struct why *why)
 		return 0;
 	}
 	if (json_object_get(answer, "mark")) {
-		printf("mark %s of group %s, on all of its hosts%s; restore it with --point name:%s\n", name, a->words[0],
-		       app ? ", application-consistent" : "", name);
+		printf("mark %s of group %s, on all of its hosts%s; restore it with --point name:%s\n", name,
+		       a->words[0], app ? ", application-consistent" : "", name);
 		return 0;
 	}
 	printf("mark %s of group %s: seq %lld, %s", name, a->words[0],

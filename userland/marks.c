@@ -164,7 +164,8 @@ static void on_release(struct marks *m, const char *from, const struct marks_msg
 	if (strcmp(m->hold.name, msg->name) || strcmp(m->hold.from, from) || !m->hold.on ||
 	    msg->incarnation != m->incarnation)
 		return;		/* refused, or known to be broken */
-	marks_send(m, from, let_go(m) ? MARKS_HELD : MARKS_BROKEN, msg->name, "writes were withheld for longer than may be");
+	marks_send(m, from, let_go(m) ? MARKS_HELD : MARKS_BROKEN, msg->name,
+		   "writes were withheld for longer than may be");
 }
 
 /* ------------------------------------------------------------- coordinator */

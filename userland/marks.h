@@ -63,7 +63,7 @@ struct marks_ops {
 	uint64_t (*random)(void *arg);
 	/* Makes this host's applications quiet; marks_quiet has the end. NULL, or why it cannot be tried */
 	const char *(*quiet)(void *arg, const char *name, uint64_t number, uint64_t limit_ns);
-	/* They may go on. mark: its whole name, it is to be declared app; marks_loud has the end. NULL: why there is none */
+	/* They may go on. mark: its whole name, to be declared app; marks_loud has the end. NULL: why there is none */
 	void (*loud)(void *arg, const char *name, const char *mark, uint64_t id, const char *why);
 };
 

@@ -218,8 +218,8 @@ void app_heard(struct marks *m, unsigned int host, const struct marks_msg *msg)
 		return;
 	}
 	if (*msg->text && !*a->failure)
-		snprintf(a->failure, sizeof(a->failure), "it is there, but not application-consistent: host %s: %.80s", name,
-			 msg->text);
+		snprintf(a->failure, sizeof(a->failure), "it is there, but not application-consistent: host %s: %.80s",
+			 name, msg->text);
 	a->said[host] = true;
 	for (unsigned int i = 0; i < m->count; i++)
 		all &= a->said[i];

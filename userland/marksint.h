@@ -11,7 +11,7 @@
 #define NS_PER_S	1000000000ull
 #define ASKS_MAX	16
 #define APP_LIMIT_MAX_NS (APP_TIMEOUT_MAX * NS_PER_S)
-#define APP_LIMITS	10		/* an application-consistent mark takes so many at most, with what comes behind it */
+#define APP_LIMITS	10		/* of the user's: all that an application-consistent mark takes */
 
 enum marks_state { IDLE, PLACING, RELEASING };
 

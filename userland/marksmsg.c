@@ -32,8 +32,8 @@ json_t *marks_msg_json(const struct marks_msg *m, const uint8_t group[ASR_UUID_B
 	char hex[2 * ASR_UUID_BYTES + 1];
 
 	hex_encode(group, ASR_UUID_BYTES, hex);
-	return json_pack("{s:s, s:s, s:s, s:b, s:I, s:I, s:I, s:I, s:I, s:s}", "group", hex, "kind", kinds[m->kind], "name",
-			 m->name, "ready", m->ready, "epoch", (json_int_t)m->epoch, "incarnation",
+	return json_pack("{s:s, s:s, s:s, s:b, s:I, s:I, s:I, s:I, s:I, s:s}", "group", hex, "kind", kinds[m->kind],
+			 "name", m->name, "ready", m->ready, "epoch", (json_int_t)m->epoch, "incarnation",
 			 (json_int_t)m->incarnation, "hold_ns", (json_int_t)m->hold_ns, "time_ns",
 			 (json_int_t)m->time_ns, "number", (json_int_t)m->number, "text", m->text);
 }
@@ -45,8 +45,8 @@ int marks_msg_parse(const json_t *j, struct marks_msg *m, uint8_t group[ASR_UUID
 	int ready;
 
 	memset(m, 0, sizeof(*m));
-	if (json_unpack((json_t *)(uintptr_t)j, "{s:s, s:s, s:s, s:b, s:I, s:I, s:I, s:I, s:I, s:s}", "group", &hex, "kind",
-			&kind, "name", &name, "ready", &ready, "epoch", &epoch, "incarnation", &incarnation,
+	if (json_unpack((json_t *)(uintptr_t)j, "{s:s, s:s, s:s, s:b, s:I, s:I, s:I, s:I, s:I, s:s}", "group", &hex,
+			"kind", &kind, "name", &name, "ready", &ready, "epoch", &epoch, "incarnation", &incarnation,
 			"hold_ns", &hold, "time_ns", &time, "number", &number, "text", &text) ||
 	    hex_decode(hex, group, ASR_UUID_BYTES) || (*name && name_check("mark", name, NULL)))
 		return -EBADMSG;

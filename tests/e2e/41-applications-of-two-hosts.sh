@@ -35,7 +35,8 @@ if [ -n "${ASR_GUEST:-}" ]; then
 	thaw) rm -f /run/quiet /run/is-quiet ;;
 	esac
 	S
-	chmod +x /etc/asr/app/g/10-app
+	printf '#!/bin/sh\n[ $1 = thaw ] || until [ -e /run/go ]; do sleep 0.05; done\n' > /run/waits
+	chmod +x /etc/asr/app/g/10-app /run/waits
 	app & CHAIN_PID=$!
 	serve() { asrctl app serve 2>> /run/serve.log & SERVE=$!; echo $SERVE > /run/serve; }
 	serve
@@ -70,8 +71,8 @@ goes_on() {
 		retry_until 60 moved || fail "the application of h$k stands still: $(vm_exec "h$k" "cat /run/serve.log")"
 	done
 }
-refused() { # HOST NAME TEXT
-	not mark "$1" "$2" || fail "it went well: $(cat "$W/mark.log")"
+refused() { # HOST NAME TEXT [SECONDS]
+	not mark "$1" "$2" "${4:-60}" || fail "it went well: $(cat "$W/mark.log")"
 	grep -q "$3" "$W/mark.log" || fail "it said: $(cat "$W/mark.log"), and not: $3"
 	goes_on
 }
@@ -84,6 +85,7 @@ not vm_exec h0 "asrctl group mark g --consistency app --no-freeze" > "$W/mark.lo
 grep -q 'are of one' "$W/mark.log" || fail "it said: $(cat "$W/mark.log")"
 not vm_exec h1 "asrctl app serve" > "$W/mark.log" 2>&1 || fail "two of them serve"
 grep -q 'runs already' "$W/mark.log" || fail "it said: $(cat "$W/mark.log")"
+refused 1 too-long 'quiet for 61 s, and asrctl app serve --longest is 60' 61
 for k in 0 1; do
 	say "h$k: a script that fails; nobody there"
 	want vm_exec "h$k" "touch /run/fails"
@@ -112,9 +114,8 @@ for what in serve asrd; do
 	for k in 0 1; do
 		say "h$k: $what is killed while its applications are quiet"
 		o=$((1 - k))
-		want vm_exec "h$o" "printf '#!/bin/sh\n[ \$1 = thaw ] || until [ -e /run/go ]; do sleep 0.05; done\n' > /etc/asr/app/g/00-waits
-			chmod +x /etc/asr/app/g/00-waits; rm -f /run/go"
-		mark $o "killed-$what-$k" 120 & marker=$!	# an agent does one thing at a time
+		want vm_exec "h$o" "cp /run/waits /etc/asr/app/g/00-waits; rm -f /run/go"
+		mark $o "killed-$what-$k" & marker=$!	# an agent does one thing at a time
 		is_frozen() { vm_exec "h$k" "$frozen" 2> /dev/null; }
 		retry_until 60 is_frozen || fail "h$k is not frozen: $(cat "$W/mark.log")"
 		want vm_exec "h$k" "touch /run/kill-$what"

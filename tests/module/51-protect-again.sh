@@ -11,7 +11,10 @@ protect() { asrctl disk protect "$@" --group g --no-wait --control $ctl; }
 boot() { asrctl boot; }
 field() { asrctl disk log show "$1" -o json | sed -n "s/^ *\"$2\": \"\{0,1\}\([^\",]*\).*/\1/p"; }
 dirty() { dmsetup status lv0 | awk '{ split($8, a, "/"); print a[1] }'; }
-settled() { kill -0 "$drain" || fail "the consumer has ended: $(cat $logs/*.err)"; [ "$(info dirty_chunks)" = 0 ] && [ "$(field /dev/d2 regions_set)" = 0 ]; }
+settled() {
+	kill -0 "$drain" || fail "the consumer has ended: $(cat $logs/*.err)"
+	[ "$(info dirty_chunks)" = 0 ] && [ "$(field /dev/d2 regions_set)" = 0 ]
+}
 # all of it is durable "at the vault", and its log has no region set
 settle() {
 	drain_on "log$1" --sync "a0=$(map lv0)" --durable
