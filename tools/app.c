@@ -122,8 +122,8 @@ static int asked(json_t *reply, void *arg)
 	if (!json_object_get(reply, "name"))
 		return 0;	/* somebody is there */
 	if (json_unpack(reply, "{s:s, s:s, s:I, s:I}", "group", &f.group, "name", &f.name, "number", &number,
-			"timeout_s", &seconds) || seconds < 1 || seconds > APP_TIMEOUT_MAX || name_check("group", f.group, NULL) ||
-	    name_check("mark", f.name, NULL)) {
+			"timeout_s", &seconds) || seconds < 1 || seconds > APP_TIMEOUT_MAX ||
+	    name_check("group", f.group, NULL) || name_check("mark", f.name, NULL)) {
 		log_warn("asrd asks for what is not understood");
 		return 0;
 	}

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
+# make check-more
 # A log's device fails, takes not even the word that it has, and is back after a power cut as if nothing had been:
 # asrd has noted it, the next boot believes none of its bits, and the copy is the disk. No point comes of a disk
 # of which it is not known what was written while asr was put on it.
