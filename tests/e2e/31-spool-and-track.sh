@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
+# make check-more
 # timeout: 900
 # The whole ladder in one outage: ring -> spool, the spool is full, the ring is full: TRACK; the vault is
 # back: the spool goes first, then the resync. What was spooled is points, a mark among it, too.
