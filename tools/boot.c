@@ -69,13 +69,6 @@ struct place {
 	uint64_t sectors;
 };
 
-static const char *text_of(json_t *o, const char *key)
-{
-	const char *text = json_string_value(json_object_get(o, key));
-
-	return text ? text : "";
-}
-
 /* To stdout, which is the journal's, and in the initramfs to the kernel's log as well */
 __attribute__((format(printf, 3, 4)))
 static void tell(const struct boot *b, bool bad, const char *fmt, ...)

@@ -17,6 +17,7 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <sys/wait.h>
@@ -25,13 +26,6 @@
 static const char *const states[] = {
 	"no state", "running", "blocked", "paused", "shutting down", "shut off", "crashed", "suspended",
 };
-
-static const char *text_of(json_t *object, const char *key)
-{
-	const char *text = json_string_value(json_object_get(object, key));
-
-	return text ? text : "";
-}
 
 bool domain_is_active(json_t *domain)
 {
@@ -82,16 +76,12 @@ static void judge_plain(json_t *disk, const char *path, dev_t dev, bool active)
 	if (dm_each_asr(is_above, &above, NULL) == 1) {
 		json_object_set_new(disk, "mapper", json_string(above.name));
 		refuse(disk, "disk %s of group %s is /dev/mapper/%s, and the domain uses the device below it, where "
-		       "no write "
-		       "is seen: with the domain shut off, let its XML have <source dev='/dev/mapper/%s'/>",
-		       above.asr.disk,
-		       above.asr.group, above.name, above.name);
+		       "no write is seen: with the domain shut off, let its XML have <source dev='/dev/mapper/%s'/>",
+		       above.asr.disk, above.asr.group, above.name, above.name);
 	} else if (active) {
 		refuse(disk, "%s is not a device-mapper device: asr would make a new device beside it, which the "
-		       "running "
-		       "domain does not use; shut it off, protect it, and let its XML have that device, or put the "
-		       "disk "
-		       "on a logical volume", path);
+		       "running domain does not use; shut it off, protect it, and let its XML have that device, or put "
+		       "the disk on a logical volume", path);
 	}
 }
 
@@ -104,8 +94,7 @@ static void judge_block(json_t *disk, const char *path, dev_t dev, bool active)
 
 	if (!strcmp(text_of(disk, "device"), "lun")) {
 		refuse(disk, "the domain sends SCSI commands of its own to a LUN, which asr cannot see: device='disk' "
-		       "would be "
-		       "right");
+		       "would be right");
 		return;
 	}
 	if (dm_name_of(major(dev), minor(dev), name, sizeof(name))) {
@@ -137,8 +126,7 @@ static void judge(json_t *disk, bool active)
 		refuse(disk, "a %s has nothing that is to be recovered", text_of(disk, "device"));
 	else if (!strcmp(type, "network"))
 		refuse(disk, "a network disk (%s): asr protects block devices of this host; protect it where it is "
-		       "stored",
-		       text_of(disk, "protocol"));
+		       "stored", text_of(disk, "protocol"));
 	else if (*path != '/')
 		refuse(disk, "a disk of type %s has no device on this host: a block device would be right", type);
 	else if (stat(path, &st))
@@ -221,8 +209,8 @@ static int add_domain(virConnectPtr conn, virDomainPtr domain, json_t *domains, 
 	json_t *row;
 
 	virt.virDomainGetUUIDString(domain, uuid);
-	if (virt.virDomainGetState(domain, &state, NULL,
-				   0) || state < 0 || (size_t)state >= sizeof(states) / sizeof(*states))
+	if (virt.virDomainGetState(domain, &state, NULL, 0) || state < 0 ||
+	    (size_t)state >= sizeof(states) / sizeof(*states))
 		state = 0;
 	row = json_pack("{s:s, s:s, s:o, s:s}", "name", virt.virDomainGetName(domain), "uuid", uuid, "id",
 			id == (unsigned int)-1 ? json_null() : json_integer(id), "state", states[state]);
@@ -245,9 +233,8 @@ static int no_such(virDomainPtr *list, int count, const char *name, struct why *
 
 		snprintf(known + n, sizeof(known) - n, "%s%s", n ? ", " : "", virt.virDomainGetName(list[i]));
 	}
-	return why_set(why, ENOENT, "there is no domain %.100s; %s%s", name, *known ? "there are: " : "there is none "
-		       "at all",
-		       known);
+	return why_set(why, ENOENT, "there is no domain %.100s; %s%s", name,
+		       *known ? "there are: " : "there is none at all", known);
 }
 
 int domain_list(const char *uri, const char *name, json_t **domains, struct why *why)
@@ -334,8 +321,10 @@ int domain_list_within(const char *uri, uint64_t limit_ns, json_t **domains, str
 	if (pipe2(ends, O_CLOEXEC))
 		return why_set(why, errno, "cannot make a pipe: %s", strerror(errno));
 	child = fork();
-	if (!child)
+	if (!child) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);	/* it has asrctl's calls to asrd open, and may hang */
 		list_to(ends[1], uri);
+	}
 	close(ends[1]);
 	if (child > 0) {
 		text = read_all(ends[0], now_ns() + limit_ns);

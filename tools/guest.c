@@ -26,13 +26,6 @@
 
 #define RUNNING		"/run/libvirt/qemu/*.xml"	/* libvirtd's own notes of running domains; they outlive it */
 
-static const char *text_of(json_t *object, const char *key)
-{
-	const char *text = json_string_value(json_object_get(object, key));
-
-	return text ? text : "";
-}
-
 /* ------------------------------------------------------------------------ in the child */
 
 static int guest_open(struct guest *g, struct why *why)
@@ -173,8 +166,7 @@ static int add_guest(struct freezer *f, const char *uri, json_t *domain, struct 
 
 	if (strcmp(state, "running") && strcmp(state, "blocked"))
 		return why_set(why, EBUSY, "domain %.100s is %s, and its guest agent cannot answer: resume it, or "
-			       "shut it off",
-			       name, state);
+			       "shut it off", name, state);
 	g = calloc(1, sizeof(*g));
 	if (!g)
 		return -ENOMEM;
@@ -201,8 +193,7 @@ static bool none_runs(const char *given, int err)
 }
 
 int guests_find(const struct args *a, uint64_t limit_ns, use_fn *is_disk, void *arg, struct freezer *to,
-		unsigned int room,
-		unsigned int *count, struct why *why)
+		unsigned int room, unsigned int *count, struct why *why)
 {
 	cleanup_json domains = NULL;
 	json_t *domain;

@@ -26,13 +26,6 @@ struct vm {
 	unsigned int count;
 };
 
-static const char *text_of(json_t *object, const char *key)
-{
-	const char *text = json_string_value(json_object_get(object, key));
-
-	return text ? text : "";
-}
-
 /* ---------------------------------------------------------------------- which disks */
 
 static bool is_excluded(const struct args *a, const char *target)
@@ -65,8 +58,7 @@ static int check_excludes(const struct args *a, const struct vm *vm, struct why 
 			found |= !strcmp(text_of(disk, "target"), given);
 		if (!found)
 			return why_set(why, ENOENT, "domain %s has no disk %.40s to be left out; it has: %s", vm->name,
-				       given,
-				       *known ? known : "none");
+				       given, *known ? known : "none");
 	}
 	return 0;
 }
@@ -97,8 +89,8 @@ static int add_disk(struct vm *vm, json_t *disk, struct why *why)
 
 static int look_disk(const struct args *a, struct vm *vm, json_t *disk, struct why *why)
 {
-	const char *target = text_of(disk, "target"), *group = text_of(disk, "group"), *reason = text_of(disk,
-													 "reason");
+	const char *target = text_of(disk, "target"), *group = text_of(disk, "group");
+	const char *reason = text_of(disk, "reason");
 
 	if (is_excluded(a, target) || !domain_holds_data(disk)) {
 		json_array_append_new(vm->left, json_string(target));
@@ -106,14 +98,11 @@ static int look_disk(const struct args *a, struct vm *vm, json_t *disk, struct w
 	}
 	if (*reason)
 		return why_set(why, EOPNOTSUPP, "%s of domain %s: %s. `--exclude %s` leaves it out", target, vm->name,
-			       reason,
-			       target);
+			       reason, target);
 	if (*group && strcmp(group, vm->group))
 		return why_set(why, EEXIST, "%s of domain %s is disk %s of group %s already: its disks are to be in "
-			       "one group; "
-			       "name that one, or take it out with `asrctl disk unprotect %s`, or `--exclude %s`",
-			       target,
-			       vm->name, text_of(disk, "disk"), group, text_of(disk, "source"), target);
+			       "one group; name that one, or take it out with `asrctl disk unprotect %s`, or "
+			       "`--exclude %s`", target, vm->name, text_of(disk, "disk"), group, text_of(disk, "source"), target);
 	if (!*group)
 		return add_disk(vm, disk, why);
 	json_array_append_new(vm->kept, json_string(target));
@@ -198,14 +187,12 @@ static json_t *answer_of(const struct vm *vm, const char *copy)
 	for (unsigned int i = 0; i < vm->count; i++) {
 		const struct protect *p = &vm->disks[i];
 
-		json_array_append_new(disks, json_pack("{s:O, s:s, s:s, s:s}", "target", json_object_get(p->vm,
-													 "target"),
+		json_array_append_new(disks, json_pack("{s:s, s:s, s:s, s:s}", "target", text_of(p->vm, "target"),
 						       "disk", p->disk, "device", p->device, "path", p->path));
 	}
 	return json_pack("{s:s, s:O, s:s, s:o, s:O, s:O, s:s}", "domain", vm->name, "uuid",
 			 json_object_get(vm->domain, "uuid"), "group", vm->group, "protected", disks, "already",
-			 vm->kept,
-			 "left_out", vm->left, "copy", copy);
+			 vm->kept, "left_out", vm->left, "copy", copy);
 }
 
 static void say(const struct vm *vm)
@@ -219,8 +206,7 @@ static void say(const struct vm *vm)
 		printf("%s is protected as disk %s of group %s\n", p->path, p->disk, p->group);
 		if (!*p->dm)
 			printf("Before domain %s is started, let its XML have <source dev='%s'/> for %s: writes to %s "
-			       "itself "
-			       "are not seen.\n", vm->name, p->path, text_of(p->vm, "target"), p->device);
+			       "itself are not seen.\n", vm->name, p->path, text_of(p->vm, "target"), p->device);
 	}
 	json_array_foreach(vm->kept, i, target)
 		printf("%s was protected already\n", json_string_value(target));

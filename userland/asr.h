@@ -63,6 +63,7 @@ int time_parse(const char *text, uint64_t *ns);
 
 void hex_encode(const uint8_t *data, size_t bytes, char *out);		/* 2n + 1 */
 int hex_decode(const char *text, uint8_t *out, size_t bytes);		/* exactly bytes; -EINVAL */
+const char *text_of(const json_t *object, const char *key);		/* "" when it has no such text */
 /* ASR_NAME_BYTES rule of uapi/dm-asr.h; -EINVAL with the reason */
 int name_check(const char *what, const char *name, struct why *why);
 /* "64M", "1G", "4096": bytes */

@@ -26,13 +26,6 @@
 #define RECIPIENT_MAX	512		/* characters of the line that tells who it is */
 #define MEMBERS_MAX	64
 
-static const char *text_of(const json_t *p, const char *key)
-{
-	const char *s = json_string_value(json_object_get(p, key));
-
-	return s ? s : "";
-}
-
 static int uuid_of(const json_t *p, const char *key, uint8_t out[ASR_UUID_BYTES], struct why *why)
 {
 	if (!hex_decode(text_of(p, key), out, ASR_UUID_BYTES))

@@ -94,13 +94,6 @@ json_t *index_groups(const char *dir, struct why *why)
 	return list;
 }
 
-static const char *text_of(const json_t *g, const char *key)
-{
-	const char *s = json_string_value(json_object_get(g, key));
-
-	return s ? s : "";
-}
-
 /* "a, b, c" into out */
 static void names_list(json_t *groups, char *out, size_t bytes)
 {

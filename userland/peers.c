@@ -254,13 +254,6 @@ static int by_id(const void *a, const void *b)
 	return strcmp(((const struct marks_member *)a)->host_id, ((const struct marks_member *)b)->host_id);
 }
 
-static const char *text(const json_t *o, const char *key)
-{
-	const char *s = json_string_value(json_object_get(o, key));
-
-	return s ? s : "";
-}
-
 /* What the vault, or the file, says of the group */
 static int members_use(struct group *g, const json_t *p)
 {
@@ -276,18 +269,18 @@ static int members_use(struct group *g, const json_t *p)
 	    !json_is_array(members) || json_array_size(members) > MARKS_MEMBERS_MAX)
 		return -EPROTO;
 	json_array_foreach(members, i, m) {
-		if (!*text(m, "host_id") || strlen(text(m, "host_id")) >= sizeof(list[n].host_id) ||
-		    name_check("host", text(m, "host"), NULL))
+		if (!*text_of(m, "host_id") || strlen(text_of(m, "host_id")) >= sizeof(list[n].host_id) ||
+		    name_check("host", text_of(m, "host"), NULL))
 			return -EPROTO;
-		snprintf(list[n].host_id, sizeof(list[n].host_id), "%s", text(m, "host_id"));
-		snprintf(list[n].host, sizeof(list[n].host), "%.63s", text(m, "host"));
+		snprintf(list[n].host_id, sizeof(list[n].host_id), "%s", text_of(m, "host_id"));
+		snprintf(list[n].host, sizeof(list[n].host), "%.63s", text_of(m, "host"));
 		n++;
 	}
 	qsort(list, n, sizeof(*list), by_id);
 	for (unsigned int k = 1; k < n; k++)
 		if (!by_id(&list[k - 1], &list[k]))
 			return -EPROTO;
-	marks_set(g->marks, text(p, "you"), (uint64_t)epoch, (uint64_t)mark, (uint64_t)hold, list, n, now_ns());
+	marks_set(g->marks, text_of(p, "you"), (uint64_t)epoch, (uint64_t)mark, (uint64_t)hold, list, n, now_ns());
 	for (unsigned int k = 0; k < n; k++)	/* who was connected before it was in this group */
 		if (peer_of(g->d->peers, list[k].host_id, true) && !marks_member(g->marks, k)->up)
 			marks_peer(g->marks, list[k].host_id, true, "", now_ns());
@@ -302,7 +295,7 @@ static void keep_addresses(json_t *now, const json_t *old)
 
 	json_array_foreach(json_object_get(now, "members"), i, m)
 		json_array_foreach(json_object_get(old, "members"), k, o)
-			if (!strcmp(text(m, "host_id"), text(o, "host_id")) && !json_object_get(m, "address") &&
+			if (!strcmp(text_of(m, "host_id"), text_of(o, "host_id")) && !json_object_get(m, "address") &&
 			    json_object_get(o, "address"))
 				json_object_set(m, "address", json_object_get(o, "address"));
 	json_array_foreach(json_object_get(now, "members"), i, m)
@@ -570,15 +563,15 @@ static const char *address_of(const struct group *g, const char *host_id)
 	size_t i;
 
 	json_array_foreach(json_object_get(g->members, "members"), i, m)
-		if (!strcmp(text(m, "host_id"), host_id))
-			return text(m, "address");
+		if (!strcmp(text_of(m, "host_id"), host_id))
+			return text_of(m, "address");
 	return "";
 }
 
 /* Dials whom this host is to dial, and says of the others why they are not there */
 static void connect_group(struct peers *p, struct group *g)
 {
-	const char *me = text(g->members, "you");
+	const char *me = text_of(g->members, "you");
 	const struct marks_member *m;
 	char why[160];
 

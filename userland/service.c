@@ -101,13 +101,6 @@ static void reply_error(struct client *c, json_int_t id, const char *code, const
 	conn_send_json(c->conn, MSG_REPLY, json_pack("{s:I, s:s, s:s}", "id", id, "error", code, "text", text));
 }
 
-static const char *text_of(const json_t *p, const char *key)
-{
-	const char *s = json_string_value(json_object_get(p, key));
-
-	return s ? s : "";
-}
-
 static struct slot *slot_of(struct client *c, const uint8_t *uuid)
 {
 	for (int i = 0; i < STREAMS_MAX; i++)

@@ -51,6 +51,13 @@ int hex_decode(const char *text, uint8_t *out, size_t bytes)
 	return text[2 * bytes] ? -EINVAL : 0;
 }
 
+const char *text_of(const json_t *object, const char *key)
+{
+	const char *text = json_string_value(json_object_get(object, key));
+
+	return text ? text : "";
+}
+
 int name_check(const char *what, const char *name, struct why *why)
 {
 	size_t n = strlen(name);

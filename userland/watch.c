@@ -35,13 +35,6 @@
 #define LOOK_NS		3000000000ull	/* nobody notices sooner what went wrong by hand */
 #define SYS_BLOCK	"/sys/block"
 
-static const char *text_of(json_t *o, const char *key)
-{
-	const char *text = json_string_value(json_object_get(o, key));
-
-	return text ? text : "";
-}
-
 /* ------------------------------------------------------------- the reason */
 
 static bool attribute_is(const char *block, const char *attribute, const char *wanted)

@@ -25,7 +25,7 @@ static int teardown(void **state)
 	return system(text);
 }
 
-static const char *text_of(json_t *disks, size_t i, const char *key)
+static const char *field(json_t *disks, size_t i, const char *key)
 {
 	return json_string_value(json_object_get(json_array_get(disks, i), key));
 }
@@ -64,8 +64,8 @@ static void again(void **state)
 	json_decref(list);
 	assert_int_equal(remember_list(dir, "g", &list, NULL), 0);
 	assert_int_equal(json_array_size(list), 1);
-	assert_string_equal(text_of(list, 0, "name"), "root");
-	assert_null(text_of(list, 0, "error"));
+	assert_string_equal(field(list, 0, "name"), "root");
+	assert_null(field(list, 0, "error"));
 	json_decref(list);
 	disk = remember_find(dir, "h", "data");
 	assert_string_equal(json_string_value(json_object_get(disk, "kind")), "dm");
@@ -92,8 +92,8 @@ static void broken(void **state)
 		assert_int_equal(file_write(path, 0600, texts[i], strlen(texts[i]), NULL), 0);
 		assert_int_equal(remember_list(dir, "g", &list, NULL), 0);
 		assert_int_equal(json_array_size(list), 1);
-		assert_string_equal(text_of(list, 0, "name"), "root");
-		assert_non_null(strstr(text_of(list, 0, "error"), "root.json is not whole"));
+		assert_string_equal(field(list, 0, "name"), "root");
+		assert_non_null(strstr(field(list, 0, "error"), "root.json is not whole"));
 		json_decref(list);
 	}
 	snprintf(path, sizeof(path), "%s/groups/g/disks/.hidden.json", dir);
