@@ -372,6 +372,15 @@ static int push_ask(struct marks *m, const char *name, uint64_t limit_ns, const 
 	return 0;
 }
 
+static void on_ask(struct marks *m, const char *from, const struct marks_msg *msg)
+{
+	int r = push_ask(m, msg->name, msg->hold_ns, from, m->now);
+
+	if (r)
+		marks_send(m, from, MARKS_FAILED, msg->name, r == -EINVAL ? "its name, or its limit, is none" :
+			   "too many marks are being waited for");
+}
+
 static void on_state(struct marks *m, struct marks_member *p, const struct marks_msg *msg, uint64_t now,
 		     uint64_t time_real)
 {
@@ -422,8 +431,8 @@ void marks_message(struct marks *m, const char *host_id, const struct marks_msg 
 	case MARKS_ASK:
 		if (!marks_coordinates(m))
 			marks_send(m, host_id, MARKS_FAILED, msg->name, "it is not the one who makes the marks");
-		else if (push_ask(m, msg->name, msg->hold_ns, host_id, now))
-			marks_send(m, host_id, MARKS_FAILED, msg->name, "too many marks are being waited for");
+		else
+			on_ask(m, host_id, msg);
 		break;
 	case MARKS_DONE:
 	case MARKS_FAILED:

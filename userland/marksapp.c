@@ -188,7 +188,6 @@ static void app_begin(struct marks *m, struct ask *a, uint64_t now)
 	struct marks_msg msg = { .kind = MARKS_QUIET, .hold_ns = a->limit_ns };
 
 	a->number = msg.number = m->ops.random(m->arg) >> 1 | 1;	/* JSON's numbers have a sign; 0 is none */
-
 	a->at = ASK_QUIET;
 	a->until = now + (QUIET_LIMITS + 1) * a->limit_ns + NS_PER_S;	/* each host ends it before that */
 	memset(a->said, 0, sizeof(a->said));
@@ -285,7 +284,6 @@ void app_declared(struct marks *m, struct ask *a)
 void app_run(struct marks *m, uint64_t now)
 {
 	const struct ask *a = marks_coordinates(m) ? app_ask(m) : NULL;
-
 	const struct marks_member *p = a && a->at != ASK_MARKED ? marks_in_the_way(m) : NULL;
 	char host[ASR_NAME_BYTES], why[160];
 

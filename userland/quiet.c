@@ -14,8 +14,7 @@
  *
  * Context. The loop's thread.
  */
-#include <errno.h>
-#include <string.h>
+#include <stdarg.h>
 
 #include "source.h"
 
@@ -67,18 +66,34 @@ const char *quiet_begin(void *arg, const char *name, uint64_t number, uint64_t l
 	return NULL;
 }
 
+/* Whoever waits for a mark gets none */
+__attribute__((format(printf, 2, 3)))
+static void answer_none(struct group *g, const char *fmt, ...)
+{
+	struct control_call *call = g->quiet;
+	char why[512];
+	va_list ap;
+
+	g->quiet = NULL;
+	va_start(ap, fmt);
+	vsnprintf(why, sizeof(why), fmt, ap);
+	va_end(ap);
+	if (call)
+		control_error(call, "%s", why);
+}
+
 void quiet_end(void *arg, const char *name, const char *mark, uint64_t id, const char *why)
 {
 	struct group *g = arg;
 	struct control_call *call = g->quiet;
 
-	if (!call)
-		return;		/* they are being made quiet: told when they are */
-	g->quiet = NULL;
-	if (mark)
+	/* no call: they are being made quiet, and it is told when they are */
+	if (!mark) {
+		answer_none(g, "no mark %s of group %s: %s", name, g->name, why);
+	} else if (call) {
+		g->quiet = NULL;
 		control_reply(call, json_pack("{s:s, s:I}", "mark", mark, "id", (json_int_t)id), false);
-	else
-		control_error(call, "no mark %s of group %s: %s", name, g->name, why);
+	}
 }
 
 static void quiet_gone(void *arg)
@@ -143,8 +158,12 @@ void quiet_was(struct control_call *call, json_t *parameters, struct asrd *d)
 		return;
 	if (why && !*why)
 		why = NULL;
-	if (!marks_loud(g->marks, number, why, now) || (why && !marks_quiet(g->marks, number, why, now)))
+	if (!marks_loud(g->marks, number, why, now)) {
 		peers_run(g);
+	} else if (why && !marks_quiet(g->marks, number, why, now)) {
+		answer_none(g, "no mark of group %s: %s", g->name, why);
+		peers_run(g);
+	}
 	control_reply(call, json_object(), false);
 }
 
@@ -160,9 +179,5 @@ void quiet_second(struct asrd *d)
 
 void quiet_group_end(struct group *g)
 {
-	struct control_call *call = g->quiet;
-
-	g->quiet = NULL;
-	if (call)
-		control_error(call, "group %s goes", g->name);
+	answer_none(g, "group %s goes", g->name);
 }
