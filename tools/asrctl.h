@@ -283,8 +283,7 @@ int freezer_thawed(struct freezer *f, uint64_t limit_ns, struct why *why);	/* 0:
 
 /* The running virtual machines with a disk for which is_disk says so, into to[room]; in each, of is the caller's */
 int guests_find(const struct args *a, uint64_t limit_ns, use_fn *is_disk, void *arg, struct freezer *to,
-		unsigned int room,
-		unsigned int *count, struct why *why);
+		unsigned int room, unsigned int *count, struct why *why);
 
 /* ---------------------------------------------------------------- quiet.c */
 

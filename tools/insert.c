@@ -112,7 +112,7 @@ static int still_same(const struct dm_device *x, struct why *why)
 					   "try again when they are done", x->name);
 }
 
-static int check_table(const struct dm_device *x, struct why *why)
+int insert_possible(const struct dm_device *x, struct why *why)
 {
 	for (size_t i = 0; i < x->count; i++) {
 		bool known = false;
@@ -134,11 +134,6 @@ static int check_table(const struct dm_device *x, struct why *why)
 		return why_set(why, EBUSY, "%s has a second table waiting: somebody is changing it, or was "
 			       "killed while doing so: then `dmsetup clear %s` drops it", x->name, x->name);
 	return 0;
-}
-
-int insert_possible(const struct dm_device *x, struct why *why)
-{
-	return check_table(x, why);
 }
 
 static void origin_uuid(const struct dm_device *x, char uuid[DM_NAME_BYTES + 8])
@@ -184,7 +179,7 @@ int insert_check(const char *name, struct dm_device *x, char *origin, struct why
 	if (err)
 		return err;
 	snprintf(origin, DM_NAME_BYTES, "%s%s", name, ORIGIN_SUFFIX);
-	err = check_table(x, why);
+	err = insert_possible(x, why);
 	if (!err)
 		err = check_origin(x, origin, why);
 	if (err)

@@ -37,8 +37,7 @@ int virt_load(struct why *why)
 	library = dlopen(LIBRARY, RTLD_NOW | RTLD_LOCAL);
 	if (!library)
 		return why_set(why, ENOENT, "libvirt is not installed here (" LIBRARY "; in Debian the package "
-			       "libvirt0): "
-			       "there are no virtual machines that asrctl could see");
+			       "libvirt0): there are no virtual machines that asrctl could see");
 #define F(name) \
 	virt.name = (typeof(&name))dlsym(library, #name); \
 	if (!virt.name) { \
@@ -78,8 +77,7 @@ int virt_open(const char *uri, virConnectPtr *conn, struct why *why)
 		return err;
 	if (!is_local(uri))
 		return why_set(why, EINVAL, "%.200s is another host's libvirt: asrctl works on the host whose disks "
-			       "they are; "
-			       "qemu:///system is right", uri);
+			       "they are; qemu:///system is right", uri);
 	*conn = virt.virConnectOpen(uri);
 	if (*conn)
 		return 0;

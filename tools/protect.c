@@ -160,8 +160,7 @@ static int remember(struct protect *p, struct why *why)
 
 	log_stable(*p->dm ? p->path : p->device, stable, sizeof(stable));
 	p->record = json_pack("{s:s, s:s, s:s, s:I}", "name", p->disk, "kind", *p->dm ? "dm" : "plain", "device",
-			      stable,
-			      "sectors", (json_int_t)p->sectors);
+			      stable, "sectors", (json_int_t)p->sectors);
 	if (*p->dm) {
 		json_object_set_new(p->record, "dm_name", json_string(p->dm));
 		json_object_set_new(p->record, "dm_uuid", json_string(p->x.uuid));
@@ -253,7 +252,6 @@ void protect_end_log(json_t *log)
 		logdev_distrust(fd, &at.l, NULL);
 	}
 }
-
 
 int protect_take_out(const char *state_dir, const struct dm_device *x, const struct dm_asr *asr, bool *was_root,
 		     struct why *why)
