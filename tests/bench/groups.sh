@@ -102,12 +102,7 @@ for k in 0 1; do
 	marks_of "$k" | jq -c --arg h "h$k" '{host: $h, coordinator, declared, failed, cap_ms: (.hold_limit_s * 1000),
 		holds: (.holds | del(.buckets)), delayed_at_most: (.delayed_at_most | del(.buckets))}'
 done > "$VM_OUT/holds"
-for k in 0 1; do
-	vm_exec "h$k" "touch /run/stop" || fail "stop h$k"
-done
-for k in 0 1; do
-	vm_wait "h$k" 300 || fail "h$k"
-done
+hosts_stop 300
 vaultd_stop
 jq -se 'all(.[].hosts[]; .state == "CAPTURE" and .overflows == 0)' "$rows" > /dev/null ||
 	fail "this machine does not ship what the load writes, so that no marks were made: try a smaller DEPTH"

@@ -14,30 +14,7 @@ if [ -n "${ASR_GUEST:-}" ]; then
 		mkdir -p /m$i
 		want mount /dev/mapper/v$i /m$i
 	done
-	app() {
-		local n=0
-		while [ ! -e /run/stop ]; do
-			if [ -e /run/quiet ]; then
-				touch /run/is-quiet
-				sleep 0.02
-				continue
-			fi
-			rm -f /run/is-quiet
-			n=$((n + 1))
-			echo $n >/m0/n && echo $n >/m1/n || return 1
-		done
-	}
-	mkdir -p /etc/asr/app/g
-	cat >/etc/asr/app/g/10-app <<- 'E'
-	#!/bin/sh
-	echo "$@" >> /run/calls
-	case $1 in
-	freeze) touch /run/quiet; until [ -e /run/is-quiet ]; do sleep 0.02; done ;;
-	thaw) rm -f /run/quiet /run/is-quiet ;;
-	esac
-	E
-	chmod +x /etc/asr/app/g/10-app
-	app & app=$!
+	pairs_start /m0/n /m1/n
 	goes_on() {
 		local n
 		n=$(cat /m1/n 2>/dev/null || true)
@@ -84,7 +61,7 @@ thaw g bad" ] || fail "called: $(tail -n 3 /run/calls)"
 
 	say "a freeze that hangs, while the other file system is frozen already"
 	touch /run/stop
-	wait $app || fail "the application failed"
+	wait "$PAIRS" || fail "the application failed"
 	printf '#!/bin/sh\n' >/etc/asr/app/g/10-app
 	try=
 	frozen() { # /m1: whoever writes there waits for its thaw

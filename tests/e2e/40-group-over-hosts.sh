@@ -65,12 +65,7 @@ enough() { [ "$(points_now)" -gt $((base + 40)) ]; }
 retry_until 300 enough || fail "$(points_now) points, $base of them at the beginning"
 # later ones lack disks: they are taken out of protection
 vm_exec h0 "asrctl group mark g --name last" > "$W/named.log" || fail "mark: $(cat "$W/named.log")"
-for k in 0 1; do
-	vm_exec "h$k" "touch /run/stop" || fail "stop h$k"
-done
-for k in 0 1; do
-	vm_wait "h$k" 300 || fail "h$k"
-done
+hosts_stop 300
 vaultd_stop
 
 points_of_all named-0 last || fail "no points"

@@ -12,32 +12,11 @@ if [ -n "${ASR_GUEST:-}" ]; then
 	host_up
 	protected
 	want mkfs.ext4 -q /dev/mapper/v0
-	mkdir -p /m /etc/asr/app/g
+	mkdir -p /m
 	want mount /dev/mapper/v0 /m
-	# It writes a pair, and is quiet between pairs only
-	app() {
-		local n=0
-		while [ ! -e /run/stop ]; do
-			if [ -e /run/quiet ]; then
-				touch /run/is-quiet
-				sleep 0.02
-				continue
-			fi
-			rm -f /run/is-quiet
-			n=$((n + 1))
-			echo $n > /m/a && sleep 0.01 && echo $n > /m/b || return 1
-		done
-	}
-	cat > /etc/asr/app/g/10-app <<- 'S'
-	#!/bin/sh
-	case $1 in
-	freeze) [ ! -e /run/fails ] || exit 1; touch /run/quiet; until [ -e /run/is-quiet ]; do sleep 0.02; done ;;
-	thaw) rm -f /run/quiet /run/is-quiet ;;
-	esac
-	S
+	pairs_start /m/a /m/b
 	printf '#!/bin/sh\n[ $1 = thaw ] || until [ -e /run/go ]; do sleep 0.05; done\n' > /run/waits
-	chmod +x /etc/asr/app/g/10-app /run/waits
-	app & CHAIN_PID=$!
+	chmod +x /run/waits
 	serve() { asrctl app serve 2>> /run/serve.log & SERVE=$!; echo $SERVE > /run/serve; }
 	serve
 	say chain
@@ -48,7 +27,7 @@ if [ -n "${ASR_GUEST:-}" ]; then
 		[ -e /run/stop ]
 	}
 	retry_until 3000 told || fail "never told to stop"
-	wait $CHAIN_PID || fail "the application"
+	wait "$PAIRS" || fail "the application"
 	kill $SERVE
 	retry_until 30 sh -c "! kill -0 $SERVE 2> /dev/null" || fail "asrctl app serve does not end"
 	wait $SERVE || fail "asrctl app serve ended with status $?: $(cat /run/serve.log)"
@@ -88,9 +67,9 @@ grep -q 'runs already' "$W/mark.log" || fail "it said: $(cat "$W/mark.log")"
 refused 1 too-long 'quiet for 61 s, and asrctl app serve --longest is 60' 61
 for k in 0 1; do
 	say "h$k: a script that fails; nobody there"
-	want vm_exec "h$k" "touch /run/fails"
+	want vm_exec "h$k" "touch /run/quiet-fails"
 	refused 0 "fails-$k" "h$k: .*10-app freeze failed: status 1"
-	want vm_exec "h$k" "rm /run/fails; touch /run/kill-serve"
+	want vm_exec "h$k" "rm /run/quiet-fails; touch /run/kill-serve"
 	retry_until 30 vm_exec "h$k" "test ! -e /run/kill-serve" || fail "serve of h$k"
 	refused 1 "nobody-$k" "host h$k: nobody makes its applications quiet"
 	want vm_exec "h$k" "touch /run/serve-again"
@@ -143,12 +122,7 @@ declared=$(count_of "$c")
 stranger 'unknown ca' -cert "$W/foreign.crt" -key "$W/foreign.key"
 stranger 'certificate required'
 retry_until 60 more_than "$c" "$((declared + 1))" || fail "no more marks: $(marks_of 0)"
-for k in 0 1; do
-	vm_exec "h$k" "touch /run/stop" || fail "stop h$k"
-done
-for k in 0 1; do
-	vm_wait "h$k" 600 || fail "h$k"
-done
+hosts_stop
 vaultd_stop
 want "$B/asrctl" point list g --vault-dir "$W/vault" -o json > "$W/points.json"
 apps=$(jq -r '.marks[] | select(.consistency == "app") | .name' "$W/points.json")

@@ -8,6 +8,9 @@
 #   asrd_start, asrd_kill
 #   stamp_start OPTION...    asr-stamp over all volumes, its log to the host
 #   stamp_stop               ends it; its log is whole then
+#   pairs_start FILE FILE    an application that writes to both by turns, and is quiet between pairs when the script that
+#                            it puts into group g says so: its calls are in /run/calls, and it fails with
+#                            /run/quiet-fails; $PAIRS is its process, /run/stop its end
 #   drained                  all that was written is durable at the vault, and consistent
 #   source_down              waits for that, marks "end", and takes all down again
 # shellcheck source=tests/lib.sh
@@ -22,6 +25,34 @@ asrd_start() {
 asrd_kill() {
 	kill -9 "$ASRD_PID"
 	wait "$ASRD_PID" 2> /dev/null || true
+}
+
+pairs() { # FILE FILE
+	local n=0
+	while [ ! -e /run/stop ]; do
+		if [ -e /run/quiet ]; then
+			touch /run/is-quiet
+			sleep 0.02
+			continue
+		fi
+		rm -f /run/is-quiet
+		n=$((n + 1))
+		echo $n > "$1" && sleep 0.01 && echo $n > "$2" || return 1
+	done
+}
+pairs_start() {
+	mkdir -p /etc/asr/app/g
+	cat > /etc/asr/app/g/10-app <<- 'S'
+	#!/bin/sh
+	echo "$@" >> /run/calls
+	case $1 in
+	freeze) [ ! -e /run/quiet-fails ] || exit 1; touch /run/quiet; until [ -e /run/is-quiet ]; do sleep 0.02; done ;;
+	thaw) rm -f /run/quiet /run/is-quiet ;;
+	esac
+	S
+	chmod +x /etc/asr/app/g/10-app
+	pairs "$@" &
+	PAIRS=$!
 }
 
 group_json() { asrctl group show g -o json; }

@@ -8,6 +8,7 @@
 #                              HOST_RUNS: what a guest says when its load runs
 #   declared, failed           marks so far, as the coordinator says
 #   link_stop K, link_cont K, link_cut K   what the others send to host K stands still, goes on, breaks
+#   hosts_stop [SECONDS]       all are told to stop, and have ended well
 #   points_now                 how many points of all hosts the vault has by now
 #   points_of_all FROM TO      names of all points of all hosts, from one mark to another, into $W/marks
 #   judge_mark NAME            restores all hosts' disks there; status 1: it is no prefix
@@ -90,6 +91,16 @@ marks_of() { vm_exec "h$1" "asrctl group show g -o json" 2> /dev/null | jq -c .m
 coordinator() { marks_of 0 | jq -r .coordinator; }
 count_of() { vm_exec "$1" "asrctl group show g -o json" 2> /dev/null | jq "${2:-.marks.declared}"; }
 more_than() { local n; n=$(count_of "$1") && [ "${n:-0}" -gt "$2" ]; }
+
+hosts_stop() {
+	local k
+	for ((k = 0; k < N; k++)); do
+		vm_exec "h$k" "touch /run/stop" || fail "stop h$k"
+	done
+	for ((k = 0; k < N; k++)); do
+		vm_wait "h$k" "${1:-600}" || fail "h$k"
+	done
+}
 
 points_now() { "$B/asrctl" point list g --vault-dir "$W/vault" -o json | jq .points.count; }
 

@@ -57,12 +57,7 @@ for ((k = 0; k < hosts; k++)); do
 	say "h$k: $(marks_of "$k" | jq -c '{coordinator, declared, failed, holds: (.holds | del(.buckets)),
 		delayed: (.delayed_at_most | del(.buckets))}')"
 done
-for ((k = 0; k < hosts; k++)); do
-	vm_exec "h$k" "touch /run/stop" || fail "stop h$k"
-done
-for ((k = 0; k < hosts; k++)); do
-	vm_wait "h$k" 600 || fail "h$k"
-done
+hosts_stop
 vaultd_stop
 points_of_all first last || fail "no points"
 judged=0

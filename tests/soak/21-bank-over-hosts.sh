@@ -95,12 +95,7 @@ named last
 n=$(acked | wc -l)
 say "$((n / 2)) transfers in $((t1 - t0)) s, $((have - goal + points)) points, $i of them by name; $(marks_of 0 |
 	jq -c '{declared, failed, holds: (.holds | del(.buckets)), delayed: (.delayed_at_most | del(.buckets))}')"
-for k in 0 1; do
-	vm_exec "h$k" "touch /run/stop" || fail "stop h$k"
-done
-for k in 0 1; do
-	vm_wait "h$k" 300 || fail "h$k"
-done
+hosts_stop 300
 vaultd_stop
 
 # What is wrong with the two servers' rows, a line for each: the sum, orphans, a worker that went on before its time,
