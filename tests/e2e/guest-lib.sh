@@ -52,6 +52,7 @@ pairs_start() {
 	S
 	chmod +x /etc/asr/app/g/10-app
 	pairs "$@" &
+	# shellcheck disable=SC2034	# who sources this waits for it
 	PAIRS=$!
 }
 
