@@ -102,7 +102,8 @@ static int look_disk(const struct args *a, struct vm *vm, json_t *disk, struct w
 	if (*group && strcmp(group, vm->group))
 		return why_set(why, EEXIST, "%s of domain %s is disk %s of group %s already: its disks are to be in "
 			       "one group; name that one, or take it out with `asrctl disk unprotect %s`, or "
-			       "`--exclude %s`", target, vm->name, text_of(disk, "disk"), group, text_of(disk, "source"), target);
+			       "`--exclude %s`", target, vm->name, text_of(disk, "disk"), group,
+			       text_of(disk, "source"), target);
 	if (!*group)
 		return add_disk(vm, disk, why);
 	json_array_append_new(vm->kept, json_string(target));
