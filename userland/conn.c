@@ -55,6 +55,7 @@ struct conn {
 	SSL *ssl;
 	int fd;
 	bool dialing, up, down_called, paused, delivering, want_room;
+	bool telling;			/* it closes once what is being sent is out */
 	int err;			/* why it closes, 0 while alive */
 	struct why why;
 	struct addrinfo *addrs, *addr;	/* dialing: all, and the one being tried */
@@ -179,12 +180,15 @@ static void finish(struct conn *c)
 	conn_free(c);
 }
 
-static void cancel_all(struct conn *c)
+/* What is on its way out may go, for as long as a tick */
+static void cancel_all(struct conn *c, bool sending_too)
 {
 	loop_cancel(c->loop, &c->connect_op);
 	loop_cancel(c->loop, &c->recv_op);
-	loop_cancel(c->loop, &c->send_op);
-	loop_cancel(c->loop, &c->timer_op);
+	if (sending_too || !c->send_op.active) {
+		loop_cancel(c->loop, &c->send_op);
+		loop_cancel(c->loop, &c->timer_op);
+	}
 }
 
 static void close_why(struct conn *c, int err, const char *text)
@@ -193,7 +197,8 @@ static void close_why(struct conn *c, int err, const char *text)
 		return;
 	c->err = err ? err : -ECONNRESET;
 	why_set(&c->why, -c->err, "%s", text);
-	cancel_all(c);	/* the timer is always active: finish() will be called */
+	/* the timer is always active: finish() will be called */
+	cancel_all(c, !c->telling);
 }
 
 static void fail(struct conn *c, int err, const char *fmt, ...)
@@ -207,17 +212,22 @@ static void fail(struct conn *c, int err, const char *fmt, ...)
 	close_why(c, err, text);
 }
 
+static bool send_rest(struct conn *c, struct buffer *b)
+{
+	size_t left = b->len - b->pos;
+	ssize_t n = left ? send(c->fd, b->data + b->pos, left, MSG_DONTWAIT | MSG_NOSIGNAL) : 0;
+
+	if (n > 0)
+		c->bytes_sent += (uint64_t)n;
+	b->pos = b->len = 0;
+	return n == (ssize_t)left;
+}
+
 /* An alert or a last message, as far as the socket takes it at once */
 static void send_last(struct conn *c)
 {
-	ssize_t n;
-
-	if (c->send_op.active || !c->fill.len || c->fd < 0)
-		return;
-	n = send(c->fd, c->fill.data, c->fill.len, MSG_DONTWAIT | MSG_NOSIGNAL);
-	if (n > 0)
-		c->bytes_sent += (uint64_t)n;
-	c->fill.len = 0;
+	if (!c->send_op.active && c->fd >= 0 && send_rest(c, &c->sending))
+		send_rest(c, &c->fill);
 }
 
 void conn_close(struct conn *c, int err, const char *why)
@@ -225,6 +235,7 @@ void conn_close(struct conn *c, int err, const char *why)
 	if (!c->err && c->up) {
 		SSL_shutdown(c->ssl);
 		send_last(c);
+		c->telling = c->send_op.active;	/* the last message is behind what is being sent */
 	}
 	close_why(c, err, why ? why : "closed");
 }
@@ -269,6 +280,11 @@ static void on_sent(struct loop_op *op, int res, unsigned int flags)
 	struct conn *c = op->arg;
 
 	if (c->err) {
+		if (c->telling && res > 0) {
+			c->sending.pos += (size_t)res;
+			send_last(c);
+		}
+		cancel_all(c, true);
 		finish(c);
 		return;
 	}
@@ -539,6 +555,7 @@ static void on_tick(struct loop_op *op, int res, unsigned int flags)
 	uint64_t now = now_ns();
 
 	if (c->err) {
+		cancel_all(c, true);
 		finish(c);
 		return;
 	}
