@@ -307,6 +307,8 @@ int vault_init(const struct args *a, struct why *why);
 int vault_key_create(const struct args *a, struct why *why);
 int vault_key_list(const struct args *a, struct why *why);
 int vault_key_revoke(const struct args *a, struct why *why);
+int vault_host_list(const struct args *a, struct why *why);
+int vault_host_revoke(const struct args *a, struct why *why);
 int vault_status(const struct args *a, struct why *why);
 int register_host(const struct args *a, struct why *why);
 int group_create(const struct args *a, struct why *why);

@@ -22,6 +22,15 @@ static int open_catalog(const struct args *a, const char **dir, struct catalog *
 	return catalog_open(*dir, cat, why);
 }
 
+/* Who works on the vault's folder itself */
+static void audit(struct catalog *cat, const char *what, const char *detail)
+{
+	char who[40];
+
+	snprintf(who, sizeof(who), "local uid %u", (unsigned int)getuid());
+	catalog_audit(cat, who, what, detail);
+}
+
 static json_t *time_json(uint64_t ns)
 {
 	char text[40];
@@ -108,7 +117,8 @@ static int key_out(const struct args *a, const struct reg_key *k, const char *te
 
 int vault_key_create(const struct args *a, struct why *why)
 {
-	const char *out = arg_value(a, "out", NULL), *dir;
+	const char *out = arg_value(a, "out", NULL), *of = arg_value(a, "host", NULL), *dir;
+	struct catalog_host host = { .id = "" };
 	char text[KEY_TEXT_MAX];
 	struct catalog *cat;
 	struct reg_key k;
@@ -123,13 +133,20 @@ int vault_key_create(const struct args *a, struct why *why)
 	err = open_catalog(a, &dir, &cat, why);
 	if (err)
 		return err;
-	err = ident_key_create(cat, dir, now_real_ns() + life, &k, why);
+	err = of ? catalog_host_find(cat, of, &host, why) : 0;
+	if (err) {
+		catalog_close(cat);
+		return err;
+	}
+	err = ident_key_create(cat, dir, host.id, now_real_ns() + life, &k, why);
 	if (!err)
 		err = ident_key_format(&k, text, sizeof(text));
 	if (!err)
 		err = key_out(a, &k, text, why);
 	if (err)
 		catalog_key_revoke(cat, k.id, NULL);
+	else
+		audit(cat, "key create", of ? host.id : k.id);
 	catalog_close(cat);
 	explicit_bzero(&k, sizeof(k));
 	explicit_bzero(text, sizeof(text));
@@ -141,10 +158,11 @@ static int key_row(const struct catalog_key *k, void *arg)
 	const char *state = k->revoked_ns ? "revoked" : k->used_ns ? "used" :
 			    k->expires_ns <= now_real_ns() ? "expired" : "valid";
 
-	json_array_append_new(arg, json_pack("{s:s, s:s, s:o, s:o, s:o, s:s}", "id", k->id,
+	json_array_append_new(arg, json_pack("{s:s, s:s, s:o, s:o, s:o, s:s, s:s}", "id", k->id,
 					     "state", state, "created", time_json(k->created_ns),
 					     "expires", time_json(k->expires_ns),
-					     "used", time_json(k->used_ns), "host_id", k->host_id));
+					     "used", time_json(k->used_ns), "host_id", k->host_id,
+					     "for_host_id", k->for_host));
 	return 0;
 }
 
@@ -187,6 +205,8 @@ int vault_key_revoke(const struct args *a, struct why *why)
 	if (err)
 		return err;
 	err = catalog_key_revoke(cat, a->words[0], why);
+	if (!err)
+		audit(cat, "key revoke", a->words[0]);
 	catalog_close(cat);
 	if (err)
 		return err;
@@ -200,9 +220,70 @@ int vault_key_revoke(const struct args *a, struct why *why)
 
 static int host_row(const struct catalog_host *h, void *arg)
 {
-	json_array_append_new(arg, json_pack("{s:s, s:s, s:o, s:o}", "name", h->name, "id", h->id,
-					     "enrolled", time_json(h->enrolled_ns),
-					     "certificate_expires", time_json(h->expires_ns)));
+	const char *state = h->revoked_ns ? "revoked" : h->expires_ns <= now_real_ns() ? "expired" : "valid";
+
+	json_array_append_new(arg, json_pack("{s:s, s:s, s:o, s:s, s:o, s:o}", "name", h->name, "id", h->id,
+					     "enrolled", time_json(h->enrolled_ns), "certificate", state,
+					     "certificate_expires", time_json(h->expires_ns),
+					     "revoked", time_json(h->revoked_ns)));
+	return 0;
+}
+
+static const struct col host_cols[] = {
+	{ "HOST", "name", COL_TEXT }, { "ID", "id", COL_TEXT }, { "ENROLLED", "enrolled", COL_TEXT },
+	{ "CERTIFICATE", "certificate", COL_TEXT }, { "UNTIL", "certificate_expires", COL_TEXT },
+};
+
+int vault_host_list(const struct args *a, struct why *why)
+{
+	cleanup_json rows = json_array(), *answer = NULL;
+	struct catalog *cat;
+	const char *dir;
+	int err = open_catalog(a, &dir, &cat, why);
+
+	if (err)
+		return err;
+	err = catalog_hosts(cat, host_row, rows, why);
+	catalog_close(cat);
+	if (err)
+		return err;
+	if (a->json) {
+		answer = json_pack("{s:O}", "hosts", rows);
+		out_json(answer);
+	} else {
+		out_table(rows, host_cols, sizeof(host_cols) / sizeof(host_cols[0]), "no hosts");
+	}
+	return 0;
+}
+
+int vault_host_revoke(const struct args *a, struct why *why)
+{
+	cleanup_json answer = NULL;
+	struct catalog_host h;
+	struct catalog *cat;
+	const char *dir;
+	int err = open_catalog(a, &dir, &cat, why);
+
+	if (err)
+		return err;
+	err = catalog_host_find(cat, a->words[0], &h, why);
+	if (!err)
+		err = catalog_host_revoke(cat, h.id, why);
+	if (err == -EALREADY)
+		why_set(why, EALREADY, "host %s has no certificate that counts: there is nothing left to revoke",
+			h.name);
+	if (!err)
+		audit(cat, "host revoke", h.id);
+	catalog_close(cat);
+	if (err)
+		return err;
+	answer = json_pack("{s:s, s:s}", "revoked", h.name, "host_id", h.id);
+	if (a->json)
+		out_json(answer);
+	else
+		printf("host %s is cut off: its certificates are worthless now. Its history stays\n"
+		       "back in: `asrctl vault key create --host %s`, and asrctl register on the host\n", h.name,
+		       h.name);
 	return 0;
 }
 
@@ -244,10 +325,6 @@ static void put_daemon(const json_t *daemon, const char *reason)
 
 int vault_status(const struct args *a, struct why *why)
 {
-	static const struct col host_cols[] = {
-		{ "HOST", "name", COL_TEXT }, { "ID", "id", COL_TEXT },
-		{ "ENROLLED", "enrolled", COL_TEXT }, { "CERTIFICATE UNTIL", "certificate_expires", COL_TEXT },
-	};
 	static const struct col group_cols[] = {
 		{ "GROUP", "name", COL_TEXT }, { "UUID", "uuid", COL_TEXT }, { "HOST ID", "host_id", COL_TEXT },
 		{ "GENERATION", "generation", COL_INT }, { "HAS SOURCE", "has_source", COL_YESNO },

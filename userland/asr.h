@@ -267,6 +267,8 @@ int tls_peer(const struct tls_files *f, bool server, SSL_CTX **ctx, struct why *
 void tls_free(SSL_CTX *ctx);	/* NULL is fine; connections keep their own reference */
 /* The "asr:..." URI of a certificate; -ENOENT: it has none */
 int tls_cert_uri(const X509 *cert, char *out, size_t bytes);
+/* Its serial number, in upper-case hex; NULL, or a number too long: -ENOENT */
+int tls_cert_serial(const X509 *cert, char *out, size_t bytes);
 
 /* --------------------------------------------------------------- conn.c */
 
@@ -332,7 +334,7 @@ int ident_address_check(const char *address, struct why *why);	/* name or IP, no
 int ident_register(const char *key_text, const char *dir, const char *host, struct why *why);
 struct catalog;
 /* Vault: a new key in the catalogue of dir; *k is what ident_key_format wants */
-int ident_key_create(struct catalog *cat, const char *dir, uint64_t expires_ns, struct reg_key *k,
+int ident_key_create(struct catalog *cat, const char *dir, const char *for_host, uint64_t expires_ns, struct reg_key *k,
 		     struct why *why);
 /* Vault: checks proof and key, signs. Called by vaultd with an enrol call's
    parameters; NULL: *error is the code of wire.h, why the text. */

@@ -24,11 +24,12 @@
 #include <sqlite3.h>
 
 #define BUSY_MS		5000
-#define SCHEMA_VERSION	2
+#define SCHEMA_VERSION	3
 
 struct catalog {
 	sqlite3 *db;
 	char *path;
+	uint64_t version;	/* of the data, as others change it */
 };
 
 static const char schema[] =
@@ -55,6 +56,18 @@ static const char schema_2[] =
 	"INSERT INTO member SELECT uuid, host_id, stream, created, deleted FROM grp;"
 	"PRAGMA user_version = 2;"
 	"COMMIT;";
+
+/* Certificates, each with its end; registration keys for one host only */
+static const char schema_3[] =
+	"BEGIN IMMEDIATE;"
+	"ALTER TABLE reg_key ADD COLUMN for_host TEXT NOT NULL DEFAULT '';"
+	"CREATE TABLE cert(serial TEXT PRIMARY KEY, host_id TEXT NOT NULL, issued INTEGER NOT NULL,"
+	" expires INTEGER NOT NULL, revoked INTEGER NOT NULL);"
+	"INSERT OR IGNORE INTO cert SELECT serial, id, enrolled, expires, 0 FROM host;"
+	"PRAGMA user_version = 3;"
+	"COMMIT;";
+
+static const char *const schemas[] = { NULL, schema, schema_2, schema_3 };
 
 static int db_err(struct catalog *cat, struct why *why)
 {
@@ -107,9 +120,9 @@ int catalog_create(const char *dir, struct why *why)
 		return why_set(why, EEXIST, "%s is a vault already", dir);
 	mask = umask(077);
 	ret = open_db(dir, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, &cat, why);
-	if (!ret && (sqlite3_exec(cat->db, schema, NULL, NULL, NULL) != SQLITE_OK ||
-		     sqlite3_exec(cat->db, schema_2, NULL, NULL, NULL) != SQLITE_OK))
-		ret = db_err(cat, why);
+	for (int v = 1; v <= SCHEMA_VERSION && !ret; v++)
+		if (sqlite3_exec(cat->db, schemas[v], NULL, NULL, NULL) != SQLITE_OK)
+			ret = db_err(cat, why);
 	umask(mask);
 	catalog_close(cat);
 	if (ret)
@@ -131,18 +144,18 @@ static int version_of(struct catalog *cat, int *version, struct why *why)
 	return ret;
 }
 
-/* Whoever opens it at the same time may be first */
+/* By one version. Whoever opens it at the same time may be first */
 static int upgrade(struct catalog *cat, int *version, struct why *why)
 {
-	int ret;
+	int ret, to = *version + 1;
 
-	if (sqlite3_exec(cat->db, schema_2, NULL, NULL, NULL) == SQLITE_OK) {
-		*version = 2;
+	if (sqlite3_exec(cat->db, schemas[to], NULL, NULL, NULL) == SQLITE_OK) {
+		*version = to;
 		return 0;
 	}
 	ret = db_err(cat, why);
 	sqlite3_exec(cat->db, "ROLLBACK", NULL, NULL, NULL);
-	return version_of(cat, version, NULL) || *version != 2 ? ret : 0;
+	return version_of(cat, version, NULL) || *version < to ? ret : 0;
 }
 
 int catalog_open(const char *dir, struct catalog **out, struct why *why)
@@ -160,7 +173,7 @@ int catalog_open(const char *dir, struct catalog **out, struct why *why)
 	if (ret)
 		return ret;
 	ret = version_of(cat, &version, why);
-	if (!ret && version == 1)
+	while (!ret && version >= 1 && version < SCHEMA_VERSION)
 		ret = upgrade(cat, &version, why);
 	if (!ret && version != SCHEMA_VERSION)
 		ret = why_set(why, EINVAL, "%s has version %d, this program knows %d", path, version,
@@ -258,7 +271,7 @@ static uint64_t number(sqlite3_stmt *st, int col)
 
 /* --------------------------------------------------------- registration keys */
 
-#define KEY_COLUMNS	"id, secret_hash, created, expires, used, revoked, host_id"
+#define KEY_COLUMNS	"id, secret_hash, created, expires, used, revoked, host_id, for_host"
 
 static void key_row(sqlite3_stmt *st, struct catalog_key *k)
 {
@@ -269,12 +282,13 @@ static void key_row(sqlite3_stmt *st, struct catalog_key *k)
 	k->used_ns = number(st, 4);
 	k->revoked_ns = number(st, 5);
 	text(st, 6, k->host_id, sizeof(k->host_id));
+	text(st, 7, k->for_host, sizeof(k->for_host));
 }
 
 int catalog_key_add(struct catalog *cat, const struct catalog_key *k, struct why *why)
 {
-	int ret = run(cat, why, NULL, "INSERT INTO reg_key(" KEY_COLUMNS ") VALUES(?,?,?,?,0,0,'')",
-		      "shii", k->id, k->secret_hash, k->created_ns, k->expires_ns);
+	int ret = run(cat, why, NULL, "INSERT INTO reg_key(" KEY_COLUMNS ") VALUES(?,?,?,?,0,0,'',?)",
+		      "shiis", k->id, k->secret_hash, k->created_ns, k->expires_ns, k->for_host);
 
 	return ret == -EEXIST ? why_set(why, EEXIST, "there is a registration key %s already", k->id) : ret;
 }
@@ -359,12 +373,16 @@ int catalog_enrol(struct catalog *cat, const char *key_id, uint64_t now,
 	if (!ret)
 		ret = run(cat, why, NULL, "INSERT OR REPLACE INTO host(id, name, serial, enrolled, expires) "
 			  "VALUES(?,?,?,?,?)", "sssii", h->id, h->name, h->serial, h->enrolled_ns, h->expires_ns);
+	if (!ret)
+		ret = run(cat, why, NULL, "INSERT INTO cert VALUES(?,?,?,?,0)", "ssii", h->serial, h->id,
+			  h->enrolled_ns, h->expires_ns);
 	return commit(cat, ret, why);
 }
 
 /* --------------------------------------------------------------------- hosts */
 
-#define HOST_COLUMNS	"id, name, serial, enrolled, expires"
+#define HOST_COLUMNS	"id, name, serial, enrolled, expires, coalesce((SELECT CASE WHEN min(revoked) " \
+			"THEN max(revoked) END FROM cert WHERE host_id = host.id), 0)"
 
 static void host_row(sqlite3_stmt *st, struct catalog_host *h)
 {
@@ -373,6 +391,7 @@ static void host_row(sqlite3_stmt *st, struct catalog_host *h)
 	text(st, 2, h->serial, sizeof(h->serial));
 	h->enrolled_ns = number(st, 3);
 	h->expires_ns = number(st, 4);
+	h->revoked_ns = number(st, 5);
 }
 
 int catalog_host_find(struct catalog *cat, const char *name, struct catalog_host *h, struct why *why)
@@ -425,6 +444,97 @@ int catalog_hosts(struct catalog *cat, int (*each)(const struct catalog_host *h,
 	}
 	sqlite3_finalize(st);
 	return ret;
+}
+
+int catalog_host_revoke(struct catalog *cat, const char *id, struct why *why)
+{
+	uint64_t now = now_real_ns();
+	int ret = run(cat, why, NULL, "BEGIN IMMEDIATE", ""), certs;
+
+	if (ret)
+		return ret;
+	/* an older daemon may have issued it since the upgrade */
+	ret = run(cat, why, NULL, "INSERT OR IGNORE INTO cert SELECT serial, id, enrolled, expires, 0 FROM host "
+		  "WHERE id = ?", "s", id);
+	if (!ret)
+		ret = run(cat, why, NULL, "UPDATE cert SET revoked = ? WHERE host_id = ? AND revoked = 0", "is",
+			  now, id);
+	certs = sqlite3_changes(cat->db);
+	if (!ret)
+		ret = run(cat, why, NULL, "UPDATE reg_key SET revoked = ? WHERE for_host = ? AND used = 0 "
+			  "AND revoked = 0", "is", now, id);
+	ret = commit(cat, ret, why);
+	return ret || certs ? ret : -EALREADY;
+}
+
+int catalog_cert_check(struct catalog *cat, const char *host_id, const char *serial, struct why *why)
+{
+	char name[ASR_NAME_BYTES], newest[sizeof(((struct catalog_host *)0)->serial)], of[CATALOG_ID_BYTES], when[40];
+	sqlite3_stmt *st;
+	uint64_t revoked;
+	int ret = run(cat, why, &st, "SELECT host.name, host.serial, cert.host_id, cert.revoked FROM host "
+		      "LEFT JOIN cert ON cert.serial = ? WHERE host.id = ?", "ss", serial, host_id);
+
+	if (ret)
+		return ret;
+	ret = step(cat, st, why);
+	if (ret > 0) {
+		text(st, 0, name, sizeof(name));
+		text(st, 1, newest, sizeof(newest));
+		text(st, 2, of, sizeof(of));
+		revoked = number(st, 3);
+	}
+	sqlite3_finalize(st);
+	if (ret <= 0)
+		return ret ? ret : why_set(why, ENOENT, "this vault knows no host %.40s", host_id);
+	if (*of ? strcmp(of, host_id) : strcmp(newest, serial))
+		return why_set(why, EKEYREJECTED, "this vault has issued no such certificate to host %s: asrctl register "
+			       "with a key that is made with `asrctl vault key create --host %s`", name, name);
+	if (revoked)
+		return why_set(why, EKEYREVOKED, "the certificate of host %s was revoked at %s: asrctl register with a "
+			       "key that is made with `asrctl vault key create --host %s`", name,
+			       time_format(revoked, when), name);
+	return 0;
+}
+
+json_t *catalog_certs(struct catalog *cat, const char *host_id)
+{
+	json_t *list = json_array();
+	char serial[sizeof(((struct catalog_host *)0)->serial)];
+	sqlite3_stmt *st;
+	int ret = run(cat, NULL, &st, "SELECT serial FROM cert WHERE host_id = ?1 AND revoked = 0 UNION "
+		      "SELECT serial FROM host WHERE id = ?1 AND serial NOT IN (SELECT serial FROM cert)", "s",
+		      host_id);
+
+	if (ret) {
+		json_decref(list);
+		return NULL;
+	}
+	while ((ret = step(cat, st, NULL)) > 0) {
+		text(st, 0, serial, sizeof(serial));
+		json_array_append_new(list, json_string(serial));
+	}
+	sqlite3_finalize(st);
+	if (!ret)
+		return list;
+	json_decref(list);
+	return NULL;
+}
+
+bool catalog_changed(struct catalog *cat)
+{
+	sqlite3_stmt *st;
+	uint64_t version = 0;
+
+	if (run(cat, NULL, &st, "PRAGMA data_version", ""))
+		return true;
+	if (step(cat, st, NULL) > 0)
+		version = number(st, 0);
+	sqlite3_finalize(st);
+	if (version == cat->version)
+		return false;
+	cat->version = version;
+	return true;
 }
 
 /* -------------------------------------------------------------------- groups */

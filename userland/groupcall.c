@@ -502,7 +502,12 @@ static int group_members(const struct groupcall *c, json_t *p, json_t **answer, 
 	struct catalog_group g;
 	struct roll r;
 	int ret = own_group(c, p, &g, &r, code, why);
+	json_t *m;
+	size_t i;
 
+	json_array_foreach(r.list, i, m)
+		if (!ret && json_object_set_new(m, "certificates", catalog_certs(c->cat, text_of(m, "host_id"))))
+			ret = fail(code, "vault-failed", why_set(why, EIO, "the vault's catalogue cannot be read"));
 	if (ret) {
 		json_decref(r.list);
 		return ret;

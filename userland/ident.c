@@ -285,8 +285,8 @@ int ident_ca_create(const char *dir, const char *address, const char *port, stru
 	return err;
 }
 
-int ident_key_create(struct catalog *cat, const char *dir, uint64_t expires_ns, struct reg_key *k,
-		     struct why *why)
+int ident_key_create(struct catalog *cat, const char *dir, const char *for_host, uint64_t expires_ns,
+		     struct reg_key *k, struct why *why)
 {
 	cleanup_free char *ca_dir = NULL, *path = NULL, *text = NULL;
 	cleanup_json vault = NULL;
@@ -324,6 +324,7 @@ int ident_key_create(struct catalog *cat, const char *dir, uint64_t expires_ns, 
 		return err;
 	hex_encode(id, sizeof(id), k->id);
 	strcpy(row.id, k->id);
+	snprintf(row.for_host, sizeof(row.for_host), "%s", for_host);
 	SHA256(k->secret, sizeof(k->secret), row.secret_hash);
 	return catalog_key_add(cat, &row, why);
 }
@@ -424,18 +425,27 @@ static X509 *host_sign(const char *ca_dir, const char *host, const char *host_id
 	return cert;
 }
 
-/* A host that shows a valid certificate keeps its identity; else a new one. */
-static int host_id_choose(SSL *ssl, char id[33])
+/* The host that the key is made for; or who shows a valid certificate keeps its identity; else a new one. */
+static int host_id_choose(struct catalog *cat, const char *key_id, SSL *ssl, char id[33], struct why *why)
 {
 	X509 *cert = SSL_get0_peer_certificate(ssl);
+	struct catalog_key key;
 	uint8_t raw[16];
-	char uri[128];
+	char uri[128], serial[48];
+	int err = catalog_key_get(cat, key_id, &key, why);
 
+	if (err)
+		return err;
+	if (*key.for_host) {
+		strcpy(id, key.for_host);
+		return 0;
+	}
 	if (cert && SSL_get_verify_result(ssl) == X509_V_OK &&
 	    !tls_cert_uri(cert, uri, sizeof(uri)) && !strncmp(uri, "asr:host:", 9) &&
 	    strlen(uri + 9) == 32 && !hex_decode(uri + 9, raw, 16)) {
 		strcpy(id, uri + 9);
-		return 0;
+		err = tls_cert_serial(cert, serial, sizeof(serial)) ?: catalog_cert_check(cat, id, serial, why);
+		return err == -ENOENT ? 0 : err;	/* of a catalogue that was lost: its CA vouches for it */
 	}
 	if (seal_random(raw, sizeof(raw)))
 		return -EIO;
@@ -447,20 +457,12 @@ static int host_record(struct catalog *cat, const char *key_id, const char *host
 		       const char *host, const X509 *cert, struct why *why)
 {
 	struct catalog_host h = { .enrolled_ns = now_real_ns() };
-	BIGNUM *serial = ASN1_INTEGER_to_BN(X509_get0_serialNumber(cert), NULL);
-	char *hex = serial ? BN_bn2hex(serial) : NULL;
-	int err = -ENOMEM;
 
 	h.expires_ns = h.enrolled_ns + HOST_LIFE_S * 1000000000ULL;
 	snprintf(h.id, sizeof(h.id), "%s", host_id);
 	snprintf(h.name, sizeof(h.name), "%s", host);
-	if (hex) {
-		snprintf(h.serial, sizeof(h.serial), "%s", hex);
-		err = catalog_enrol(cat, key_id, h.enrolled_ns, &h, why);
-	}
-	OPENSSL_free(hex);
-	BN_free(serial);
-	return err;
+	return tls_cert_serial(cert, h.serial, sizeof(h.serial)) ?:
+	       catalog_enrol(cat, key_id, h.enrolled_ns, &h, why);
 }
 
 static const char *record_error(int err)
@@ -485,8 +487,14 @@ static json_t *enrol(struct catalog *cat, const char *dir, SSL *ssl, const char 
 	int err = -ENOMEM;
 
 	*error = "internal";
-	if (asprintf(&ca_dir, "%s/ca", dir) < 0 || host_id_choose(ssl, host_id))
+	if (asprintf(&ca_dir, "%s/ca", dir) < 0)
 		return NULL;
+	err = host_id_choose(cat, key_id, ssl, host_id, why);
+	if (err) {
+		*error = err == -EKEYREVOKED || err == -EKEYREJECTED ? "certificate-revoked" : "internal";
+		return NULL;
+	}
+	err = -ENOMEM;
 	ca = pem_read(ca_dir, "ca.crt", IDENT_PEM_CERT, why);
 	if (ca)
 		cert = host_sign(ca_dir, host, host_id, csr, ca, why);

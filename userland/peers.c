@@ -9,7 +9,8 @@
  * dialled before a group has two hosts. What is said is marks.h's; this file gives
  * marks.c its clock, kernel and network.
  *
- * Invariants. A peer that shares no group is let go before it is heard. What a
+ * Invariants. A peer that shares no group is let go before it is heard, and so is one
+ * whose certificate does not count (any more) by the list of one that it shares. What a
  * peer sends reaches only groups that it is in.
  *
  * Context. The loop's thread. Blocks on small files when the members of a group change;
@@ -19,6 +20,8 @@
 #include <errno.h>
 #include <string.h>
 
+#include <openssl/ssl.h>
+
 #include "source.h"
 
 #define NS_PER_S	1000000000ull
@@ -26,6 +29,7 @@
 #define SILENCE_NS	(8 * NS_PER_S)
 #define CONNS_MAX	256
 #define STRANGERS_MAX	16		/* that have not shown who they are */
+#define REVOKED		"its certificate was revoked"
 
 struct peer {
 	struct peer *next;
@@ -34,6 +38,7 @@ struct peer {
 	bool up;
 	bool replaced;			/* by a newer one: its end is no news of the host */
 	char host_id[33];		/* known when dialled, or up */
+	char serial[48];		/* of its certificate, when up */
 };
 
 struct peers {
@@ -73,6 +78,31 @@ static bool has_member(const struct group *g, const char *host_id)
 	return false;
 }
 
+static const json_t *entry_of(const struct group *g, const char *host_id)
+{
+	const json_t *m;
+	size_t i;
+
+	json_array_foreach(json_object_get(g->members, "members"), i, m)
+		if (!strcmp(text_of(m, "host_id"), host_id))
+			return m;
+	return NULL;
+}
+
+/* By the vault's list of a group's hosts. serial NULL: has it any? A vault that lists none knows no revocation */
+static bool certified(const struct group *g, const char *host_id, const char *serial)
+{
+	const json_t *certs = json_object_get(entry_of(g, host_id), "certificates"), *c;
+	size_t i;
+
+	if (!json_is_array(certs))
+		return true;
+	json_array_foreach(certs, i, c)
+		if (!serial || !strcmp(json_string_value(c) ?: "", serial))
+			return true;
+	return false;
+}
+
 static void trouble(struct peers *p, const char *text)
 {
 	if (!strcmp(p->trouble, text))
@@ -97,10 +127,18 @@ static void on_up(struct conn *c, void *arg)
 {
 	struct peer *peer = arg;
 	const char *uri = conn_peer(c), *id = uri && !strncmp(uri, "asr:host:", 9) ? uri + 9 : "";
-	bool known = false;
+	bool known = false, counts;
 
+	counts = !tls_cert_serial(SSL_get0_peer_certificate(conn_ssl(c)), peer->serial, sizeof(peer->serial));
 	for (const struct group *g = peer->p->d->groups; g; g = g->next)
-		known |= has_member(g, id);
+		if (has_member(g, id)) {
+			known = true;
+			counts &= certified(g, id, peer->serial);
+		}
+	if (known && !counts) {
+		conn_close(c, -EKEYREVOKED, REVOKED);
+		return;
+	}
 	if (!known || (*peer->host_id && strcmp(peer->host_id, id))) {
 		conn_close(c, -EACCES, known ? "another host answers there" : "that host is in no group of this one");
 		return;
@@ -287,6 +325,16 @@ static int members_use(struct group *g, const json_t *p)
 	return 0;
 }
 
+/* Who is connected with a certificate that counts no longer */
+static void part_revoked(struct group *g)
+{
+	for (struct peer *peer = g->d->peers->list; peer; peer = peer->next)
+		if (peer->up && has_member(g, peer->host_id) && !certified(g, peer->host_id, peer->serial)) {
+			log_warn("host %s: connected no longer: " REVOKED, peer->host_id);
+			conn_close(peer->conn, -EKEYREVOKED, REVOKED);
+		}
+}
+
 /* An address that is not known now is the one that was */
 static void keep_addresses(json_t *now, const json_t *old)
 {
@@ -326,6 +374,7 @@ static void members_answer(int err, json_t *reply, const struct why *why, void *
 	}
 	json_decref(g->members);
 	g->members = json_incref(copy);
+	part_revoked(g);
 	if (!g->pending && group_save(g, &w))
 		log_warn("group %s: its file cannot be written: %s", g->name, w.text);
 	peers_run(g);
@@ -557,17 +606,6 @@ json_t *peers_status(const struct group *g)
 
 /* ---------------------------------------------------------- once a second */
 
-static const char *address_of(const struct group *g, const char *host_id)
-{
-	const json_t *m;
-	size_t i;
-
-	json_array_foreach(json_object_get(g->members, "members"), i, m)
-		if (!strcmp(text_of(m, "host_id"), host_id))
-			return text_of(m, "address");
-	return "";
-}
-
 /* Dials whom this host is to dial, and says of the others why they are not there */
 static void connect_group(struct peers *p, struct group *g)
 {
@@ -578,13 +616,15 @@ static void connect_group(struct peers *p, struct group *g)
 	for (unsigned int i = 0; (m = marks_member(g->marks, i)); i++) {
 		if (m->up || !strcmp(m->host_id, me) || peer_of(p, m->host_id, false))
 			continue;
-		if (strcmp(me, m->host_id) > 0) {
+		if (!certified(g, m->host_id, NULL)) {
+			marks_peer(g->marks, m->host_id, false, REVOKED, now_ns());
+		} else if (strcmp(me, m->host_id) > 0) {
 			snprintf(why, sizeof(why), "has not connected to this host");
 			marks_peer(g->marks, m->host_id, false, why, now_ns());
-		} else if (!*address_of(g, m->host_id)) {
+		} else if (!*text_of(entry_of(g, m->host_id), "address")) {
 			marks_peer(g->marks, m->host_id, false, "the vault has not said yet where it is", now_ns());
 		} else {
-			dial(p, g, m->host_id, address_of(g, m->host_id));
+			dial(p, g, m->host_id, text_of(entry_of(g, m->host_id), "address"));
 		}
 	}
 }

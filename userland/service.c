@@ -26,6 +26,8 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#include <openssl/ssl.h>
+
 #define CLIENTS_MAX	1024
 #define STREAMS_MAX	64	/* of one connection */
 #define STRANGER_NS	30000000000ULL	/* to show a certificate, or to enrol */
@@ -36,6 +38,7 @@ struct client {
 	struct conn *conn;
 	char host_id[CATALOG_ID_BYTES];
 	char host[ASR_NAME_BYTES];
+	char serial[48];		/* of its certificate */
 	char address[INET6_ADDRSTRLEN], peer_address[300];
 	uint64_t since_ns, born_ns, frames, bytes;
 	bool hello, closing, asked;	/* asked: to be enrolled */
@@ -521,7 +524,7 @@ static void on_up(struct conn *conn, void *arg)
 	struct client *c = arg;
 	const char *peer = conn_peer(conn);
 	struct catalog_host h;
-	struct why why;
+	struct why why = { "its certificate has no serial number" };
 
 	conn_send_json(conn, MSG_HELLO, json_pack("{s:i, s:s}", "protocol", 1, "software",
 						  "dm-asr " ASR_VERSION));
@@ -532,7 +535,9 @@ static void on_up(struct conn *conn, void *arg)
 		return;
 	}
 	snprintf(c->host_id, sizeof(c->host_id), "%s", peer + 9);
-	if (catalog_host_get(c->sv->a.cat, c->host_id, &h, &why)) {
+	if (catalog_host_get(c->sv->a.cat, c->host_id, &h, &why) ||
+	    tls_cert_serial(SSL_get0_peer_certificate(conn_ssl(conn)), c->serial, sizeof(c->serial)) ||
+	    catalog_cert_check(c->sv->a.cat, c->host_id, c->serial, &why)) {
 		refuse(c, "not-allowed", why.text);
 		return;
 	}
@@ -595,6 +600,23 @@ void service_accept(struct service *sv, int fd)
 	c->next = sv->clients;
 	sv->clients = c;
 	sv->count++;
+}
+
+bool service_recheck(struct service *sv)
+{
+	struct why why;
+	bool read = true;
+
+	for (struct client *c = sv->clients; c; c = c->next) {
+		int ret = *c->serial && !c->closing ?
+			  catalog_cert_check(sv->a.cat, c->host_id, c->serial, &why) : 0;
+
+		if (ret == -ENOENT || ret == -EKEYREJECTED || ret == -EKEYREVOKED)
+			refuse(c, "not-allowed", why.text);
+		else
+			read &= !ret;
+	}
+	return read;
 }
 
 void service_stop(struct service *sv)

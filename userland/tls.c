@@ -72,6 +72,19 @@ int tls_cert_uri(const X509 *cert, char *out, size_t bytes)
 	return err;
 }
 
+int tls_cert_serial(const X509 *cert, char *out, size_t bytes)
+{
+	BIGNUM *serial = cert ? ASN1_INTEGER_to_BN(X509_get0_serialNumber(cert), NULL) : NULL;
+	char *hex = serial ? BN_bn2hex(serial) : NULL;
+	int err = hex && strlen(hex) < bytes ? 0 : -ENOENT;
+
+	if (!err)
+		strcpy(out, hex);
+	OPENSSL_free(hex);
+	BN_free(serial);
+	return err;
+}
+
 /* After the chain has been found good: does the leaf have the peer's role? */
 static int leaf_role(int ok, X509_STORE_CTX *store, const char *role)
 {

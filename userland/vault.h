@@ -26,13 +26,15 @@ struct catalog_key {			/* a registration key */
 	uint64_t used_ns;		/* 0: not yet */
 	uint64_t revoked_ns;		/* 0: not */
 	char host_id[CATALOG_ID_BYTES];	/* who used it, or "" */
+	char for_host[CATALOG_ID_BYTES];	/* it gives this host, which is known, a new certificate; or "" */
 };
 
 struct catalog_host {
 	char id[CATALOG_ID_BYTES];	/* of "asr:host:ID" */
 	char name[ASR_NAME_BYTES];
-	char serial[48];		/* of its certificate, hex */
+	char serial[48];		/* of its newest certificate, hex (tls_cert_serial) */
 	uint64_t enrolled_ns, expires_ns;
+	uint64_t revoked_ns;		/* 0: it has a certificate that counts */
 };
 
 struct catalog_group {
@@ -80,6 +82,14 @@ int catalog_host_find(struct catalog *cat, const char *name, struct catalog_host
 int catalog_host_get(struct catalog *cat, const char *id, struct catalog_host *h, struct why *why);
 int catalog_hosts(struct catalog *cat, int (*each)(const struct catalog_host *h, void *arg),
 		  void *arg, struct why *why);
+/* All its certificates, and the registration keys made for it that are not used. -EALREADY: it had none */
+int catalog_host_revoke(struct catalog *cat, const char *id, struct why *why);
+/* Does it count? -ENOENT: no such host; -EKEYREJECTED: not this host's; -EKEYREVOKED */
+int catalog_cert_check(struct catalog *cat, const char *host_id, const char *serial, struct why *why);
+/* Serials of those that count: [text]; NULL: the catalogue cannot be read */
+json_t *catalog_certs(struct catalog *cat, const char *host_id);
+/* Has another process changed it since the last call? True when that is not known */
+bool catalog_changed(struct catalog *cat);
 /* -EEXIST: the name is taken by a group that has a source, or the uuid is */
 int catalog_group_add(struct catalog *cat, const struct catalog_group *g, struct why *why);
 int catalog_group_get(struct catalog *cat, const uint8_t uuid[ASR_UUID_BYTES],
@@ -582,6 +592,8 @@ struct service_args {
 };
 int service_create(const struct service_args *a, struct service **out);
 void service_destroy(struct service *s);
+/* The catalogue has changed: who has a certificate that counts no longer is let go. False: it could not be read */
+bool service_recheck(struct service *s);
 /* A socket that was accepted: the service's from here on */
 void service_accept(struct service *s, int fd);
 /* Cuts off every host; their streams' frames still become durable */

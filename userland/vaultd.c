@@ -53,6 +53,7 @@ struct vaultd {
 	struct loop_op tick;
 	struct loop_idle idle;
 	uint64_t since_ns, stop_ns;
+	bool recheck;			/* of the hosts' certificates */
 };
 
 /* ------------------------------------------------------------------ settings */
@@ -195,6 +196,9 @@ static void on_tick(struct loop_op *op, int res, unsigned int flags)
 	struct vaultd *d = op->arg;
 
 	notify_status(d);
+	d->recheck |= catalog_changed(d->cat);
+	if (d->recheck)
+		d->recheck = !service_recheck(d->service);
 	listen_tick(d->listener);
 	if (d->stop_ns && now_ns() > d->stop_ns + STOP_NS) {
 		log_warn("stopping with frames that are not durable: their hosts will send them again");

@@ -98,6 +98,34 @@ refused 'nowhere' restore --point latest --to nowhere/no.img
 [ ! -e no.img ] || fail "a refused restore left an image"
 restore --point latest --to json.img -o json | jq -e '.disk_bytes == 16777216' >/dev/null || fail "no JSON"
 
+say "its certificate is revoked: it is cut off, and comes back with a key that is made for it"
+connected() { asrctl status --control asrd.sock -o json | jq -e ".vault.connected == $1" >/dev/null; }
+stranger() { # what the vault says to who has the folder $1
+	timeout 20 openssl s_client -connect 127.0.0.1:$PORT -tls1_3 -alpn dm-asr/1 -ign_eof -quiet -cert "$1/host.crt" \
+		-key "$1/host.key" </dev/null 2>/dev/null | tr -d '\0'
+}
+cp -r s stolen
+refused 'knows no host nobody' asrctl vault host revoke nobody --vault-dir v
+refused 'knows no host nobody' asrctl vault key create --host nobody --vault-dir v
+want asrctl vault host revoke web-1 --vault-dir v
+retry_until 20 connected false || fail "a revoked host is still connected"
+told() { asrctl status --control asrd.sock -o json | jq -r .vault.last_error | grep -q 'was revoked at'; }
+retry_until 60 told || fail "a revoked host does not say why it is away: $(asrctl status --control asrd.sock)"
+refused 'nothing left to revoke' asrctl vault host revoke web-1 --vault-dir v
+asrctl vault host list --vault-dir v -o json | jq -e '.hosts[0] | .certificate == "revoked" and .revoked != null' \
+	>/dev/null || fail "it is not listed as revoked"
+want asrctl vault key create --vault-dir v --out any
+refused 'was revoked at' register --key any
+want asrctl vault key create --vault-dir v --host web-1 --out back
+want register --key back --host web-1
+retry_until 60 connected true || fail "the host does not come back: $(tail -n 3 asrd.log)"
+stranger stolen | grep -q 'was revoked at' || fail "a certificate that was revoked counts again: $(stranger stolen)"
+! stranger s | grep -q not-allowed || fail "the new one does not count"
+want asr-ringgen --ring ring --job rand4k --bytes 8M --disk-size 16M --seed 2 --image want.img
+rm got.img
+want restore --point latest --to got.img
+cmp want.img got.img || fail "the disk after its host came back is another"
+
 say "the same from the group's folder alone, with no daemon"
 kill "${pids[@]}"
 wait "${pids[@]}" || fail "a daemon ended with an error: $(tail -n 3 asrd.log vaultd.log)"

@@ -27,7 +27,7 @@ static void enrol(const char *id, const char *name)
 	snprintf(k.id, sizeof(k.id), "key-%s", id);
 	snprintf(h.id, sizeof(h.id), "%s", id);
 	snprintf(h.name, sizeof(h.name), "%s", name);
-	snprintf(h.serial, sizeof(h.serial), "1");
+	snprintf(h.serial, sizeof(h.serial), "5E-%s", id);
 	assert_int_equal(catalog_key_add(cat, &k, &why), 0);
 	assert_int_equal(catalog_enrol(cat, k.id, 2, &h, &why), 0);
 }
@@ -269,9 +269,11 @@ static void upgraded(void **state)
 	assert_int_equal(file_write(path, 0600, "x", 1, &why), 0);
 	catalog_close(cat);
 	spoil("INSERT INTO grp(uuid, name, host_id, stream, generation, created, deleted) VALUES(x'" U "', 'g', 'a', "
-	      "x'" S("1") "', 1, 1767323045000000000, 0); DROP TABLE member; ALTER TABLE grp DROP COLUMN epoch;"
+	      "x'" S("1") "', 1, 1767323045000000000, 0); DROP TABLE member; DROP TABLE cert; "
+	      "ALTER TABLE reg_key DROP COLUMN for_host; ALTER TABLE grp DROP COLUMN epoch;"
 	      "ALTER TABLE grp DROP COLUMN mark_ms; ALTER TABLE grp DROP COLUMN hold_ms; PRAGMA user_version = 1");
 	assert_int_equal(catalog_open(dir, &cat, &why), 0);
+	assert_int_equal(catalog_cert_check(cat, "a", "5E-a", &why), 0);
 	assert_true(opens("a", S("1")));
 	assert_true(create("a", S("1")));	/* a pending one asks again: its history keeps its key */
 	snprintf(path, sizeof(path), "%s/groups/" U "/wrapped-" S("1") ".key", dir);

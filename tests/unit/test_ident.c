@@ -17,6 +17,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 
+#include <openssl/pem.h>
 #include <openssl/ssl.h>
 
 #define HOUR_NS		3600000000000ULL
@@ -180,14 +181,19 @@ static struct server vault_make(const char *name)
 	return s;
 }
 
-static struct reg_key key_make(struct server *s, char *text)
+static struct reg_key key_for(struct server *s, const char *host_id, char *text)
 {
 	struct reg_key k;
 	struct why why = {0};
 
-	assert_int_equal(ident_key_create(s->cat, s->dir, now_real_ns() + HOUR_NS, &k, &why), 0);
+	assert_int_equal(ident_key_create(s->cat, s->dir, host_id, now_real_ns() + HOUR_NS, &k, &why), 0);
 	assert_int_equal(ident_key_format(&k, text, 512), 0);
 	return k;
+}
+
+static struct reg_key key_make(struct server *s, char *text)
+{
+	return key_for(s, "", text);
 }
 
 static int enrol(struct server *s, const char *text, const char *dir, struct why *why)
@@ -300,7 +306,7 @@ static void key_expired(void **state)
 	assert_int_equal(ident_register(text, dir, "web-1", &why), -EKEYEXPIRED);
 	assert_non_null(strstr(why.text, "expired at 2020-09-13"));
 	/* a text that lies: the vault knows better */
-	assert_int_equal(ident_key_create(vault.cat, vault.dir, now_real_ns() - HOUR_NS, &k, &why), 0);
+	assert_int_equal(ident_key_create(vault.cat, vault.dir, "", now_real_ns() - HOUR_NS, &k, &why), 0);
 	k.expires_ns = now_real_ns() + HOUR_NS;
 	assert_int_equal(ident_key_format(&k, text, sizeof(text)), 0);
 	assert_int_equal(enrol(&vault, text, dir, &why), -EACCES);
@@ -318,6 +324,110 @@ static void key_revoked(void **state)
 	assert_int_equal(catalog_key_revoke(vault.cat, k.id, &why), 0);
 	assert_int_equal(enrol(&vault, text, dir, &why), -EACCES);
 	assert_non_null(strstr(why.text, "was revoked at"));
+}
+
+static void serial_of(const char *dir, char serial[48])
+{
+	cleanup_free char *path = NULL, *text = NULL;
+	struct why why;
+	BIO *bio;
+	X509 *cert;
+
+	assert_true(asprintf(&path, "%s/host.crt", dir) > 0);
+	assert_int_equal(file_read(path, 16384, &text, NULL, &why), 0);
+	bio = BIO_new_mem_buf(text, -1);
+	cert = PEM_read_bio_X509(bio, NULL, NULL, NULL);
+	assert_int_equal(tls_cert_serial(cert, serial, 48), 0);
+	assert_int_equal(tls_cert_serial(cert, serial, 5), -ENOENT);
+	X509_free(cert);
+	BIO_free(bio);
+}
+
+static bool counts(const char *id, const char *serial)
+{
+	json_t *list = catalog_certs(vault.cat, id), *v;
+	bool found = false;
+	size_t i;
+
+	json_array_foreach(list, i, v)
+		found |= !strcmp(json_string_value(v), serial);
+	json_decref(list);
+	return found;
+}
+
+static uint64_t revoked_at(const char *id)
+{
+	struct catalog_host h;
+
+	assert_int_equal(catalog_host_get(vault.cat, id, &h, NULL), 0);
+	return h.revoked_ns;
+}
+
+/* None of its certificates counts again; a key that is made for it gives it another, and no other key does. */
+static void host_revoked(void **state)
+{
+	cleanup_free char *dir = in_base("cut-off"), *new = in_base("new-disk"), *id = NULL, *same = NULL;
+	char first[48], second[48], third[48], text[512];
+	struct why why;
+
+	key_make(&vault, text);
+	assert_int_equal(enrol(&vault, text, dir, &why), 0);
+	id = host_id(dir);
+	serial_of(dir, first);
+	key_make(&vault, text);
+	assert_int_equal(enrol(&vault, text, dir, &why), 0);
+	serial_of(dir, second);
+	assert_int_equal(catalog_cert_check(vault.cat, id, first, &why), 0);
+	assert_int_equal(catalog_cert_check(vault.cat, id, second, &why), 0);
+	assert_true(counts(id, first) && counts(id, second) && !revoked_at(id));
+	assert_int_equal(catalog_cert_check(vault.cat, "nobody", second, &why), -ENOENT);
+	assert_int_equal(catalog_cert_check(vault.cat, id, "0123", &why), -EKEYREJECTED);
+	catalog_changed(vault.cat);
+	assert_false(catalog_changed(vault.cat));
+	assert_int_equal(catalog_host_revoke(vault.cat, id, &why), 0);
+	assert_int_equal(catalog_host_revoke(vault.cat, id, &why), -EALREADY);
+	assert_int_equal(catalog_cert_check(vault.cat, id, first, &why), -EKEYREVOKED);
+	assert_int_equal(catalog_cert_check(vault.cat, id, second, &why), -EKEYREVOKED);
+	assert_true(!counts(id, first) && !counts(id, second) && revoked_at(id));
+	/* with a key for anybody it does not come back, nor become another in silence; the key is not burnt */
+	key_make(&vault, text);
+	assert_int_equal(enrol(&vault, text, dir, &why), -EACCES);
+	assert_non_null(strstr(why.text, "was revoked at"));
+	assert_int_equal(enrol(&vault, text, new, &why), 0);
+	same = host_id(new);
+	assert_string_not_equal(id, same);
+	/* another's certificate is not this one's */
+	serial_of(new, third);
+	assert_int_equal(catalog_cert_check(vault.cat, id, third, &why), -EKEYREJECTED);
+	/* a key that was made for it and not used goes with it */
+	key_for(&vault, id, text);
+	assert_int_equal(catalog_host_revoke(vault.cat, id, &why), -EALREADY);
+	assert_int_equal(enrol(&vault, text, dir, &why), -EACCES);
+	assert_non_null(strstr(why.text, "was revoked at"));
+	key_for(&vault, id, text);
+	assert_int_equal(enrol(&vault, text, dir, &why), 0);
+	free(same);
+	same = host_id(dir);
+	assert_string_equal(id, same);
+	serial_of(dir, third);
+	assert_int_equal(catalog_cert_check(vault.cat, id, third, &why), 0);
+	assert_int_equal(catalog_cert_check(vault.cat, id, second, &why), -EKEYREVOKED);
+	assert_true(counts(id, third) && !counts(id, second) && !revoked_at(id));
+}
+
+/* What another process changes is seen, once */
+static void change_seen(void **state)
+{
+	struct catalog *other_way;
+	struct why why;
+
+	catalog_changed(vault.cat);
+	assert_int_equal(catalog_open(vault.dir, &other_way, &why), 0);
+	assert_false(catalog_changed(vault.cat));
+	catalog_audit(other_way, "me", "test", "");
+	assert_true(catalog_changed(vault.cat));
+	assert_false(catalog_changed(vault.cat));
+	catalog_close(other_way);
 }
 
 /* The vault that answers is not the one of the pin: nothing is sent to it. */
@@ -409,6 +519,8 @@ int main(void)
 		cmocka_unit_test(host_keeps_identity),
 		cmocka_unit_test(key_expired),
 		cmocka_unit_test(key_revoked),
+		cmocka_unit_test(host_revoked),
+		cmocka_unit_test(change_seen),
 		cmocka_unit_test(key_other_vault),
 		cmocka_unit_test(secret_wrong),
 		cmocka_unit_test(vault_unreachable),
