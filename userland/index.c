@@ -500,13 +500,16 @@ void index_seg_unload(struct index_seg *seg)
 	seg->table.recs = NULL;
 }
 
-int index_frame_read(struct index *ix, struct index_seg *seg, uint32_t frame, uint8_t *buf,
-		     struct frame_view *v, struct why *why)
+const uint8_t *index_prev_tag(const struct index_seg *seg, uint32_t frame)
 {
-	const struct seg_frame *f = &seg->table.frames[frame];
+	return frame ? seg->table.frames[frame - 1].tag : seg->table.foot.prev_tag;
+}
+
+int index_frame_read(struct index *ix, const struct index_seg *seg, const struct seg_frame *f, uint64_t frame_no,
+		     const uint8_t *prev_tag, uint8_t *buf, struct frame_view *v, struct why *why)
+{
 	size_t whole = sizeof(struct seg_env) + ((f->bytes + 7ULL) & ~7ULL);
 	uint64_t at = f->offset - sizeof(struct seg_env);
-	const uint8_t *prev = frame ? f[-1].tag : seg->table.foot.prev_tag;
 	struct why w;
 	int ret = seg_read(ix, seg, at, buf, whole);
 
@@ -515,11 +518,11 @@ int index_frame_read(struct index *ix, struct index_seg *seg, uint32_t frame, ui
 	if (seg_env_check(buf, whole, &w) != (int64_t)whole ||
 	    wire_frame_parse(buf + sizeof(struct seg_env), f->bytes, v, &w))
 		return damaged(seg, at, why, EBADMSG, w.text);
-	if (v->hdr.frame_no != seg->hdr.first_frame_no + frame || v->hdr.records != f->records ||
+	if (v->hdr.frame_no != frame_no || v->hdr.records != f->records ||
 	    memcmp(v->hdr.group, seg->hdr.group, ASR_UUID_BYTES) ||
 	    memcmp(v->hdr.stream, seg->hdr.stream, ASR_UUID_BYTES) || memcmp(v->tag, f->tag, ASR_TAG_BYTES))
 		return damaged(seg, at, why, EBADMSG, "this is not the frame that the footer names");
-	if (memcmp(v->hdr.prev_tag, prev, ASR_TAG_BYTES))
+	if (memcmp(v->hdr.prev_tag, prev_tag, ASR_TAG_BYTES))
 		return damaged(seg, at, why, EBADMSG, "the frame does not continue the chain");
 	return 0;
 }

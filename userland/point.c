@@ -235,7 +235,8 @@ static int frame_at(struct resolver *r, uint64_t frame_no, uint8_t **buf, struct
 	*buf = aligned_alloc(8, (INDEX_FRAME_ROOM + 7) & ~(size_t)7);
 	if (!*buf)
 		return why_set(r->why, ENOMEM, "out of memory");
-	return index_frame_read(r->ix, seg, (uint32_t)(frame_no - seg->hdr.first_frame_no), *buf, v, r->why);
+	return index_frame_read(r->ix, seg, &seg->table.frames[frame_no - seg->hdr.first_frame_no], frame_no,
+				index_prev_tag(seg, (uint32_t)(frame_no - seg->hdr.first_frame_no)), *buf, v, r->why);
 }
 
 /* The point at a place that is in an interval. A place before a frame's first record is behind

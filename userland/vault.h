@@ -366,12 +366,15 @@ int index_head_read(struct store *store, const char *folder, struct index_seg *s
 int index_seg_load(struct index *ix, struct index_seg *seg, struct why *why);
 void index_seg_unload(struct index_seg *seg);
 /*
- * One whole frame, its envelope, padding, structure and place in table checked.
- * buf holds sizeof(struct seg_env) + ASR_FRAME_MAX + 8, aligned to 8; v points
- * into it. -EBADMSG: why names file, offset and frame.
+ * One whole frame, as the footer has it (f, frame_no, the tag before it): its
+ * envelope, padding, structure and place checked. buf holds INDEX_FRAME_ROOM,
+ * aligned to 8; v points into it. -EBADMSG: why names file, offset and frame.
+ * May be called by several threads.
  */
-int index_frame_read(struct index *ix, struct index_seg *seg, uint32_t frame, uint8_t *buf,
-		     struct frame_view *v, struct why *why);
+int index_frame_read(struct index *ix, const struct index_seg *seg, const struct seg_frame *f, uint64_t frame_no,
+		     const uint8_t *prev_tag, uint8_t *buf, struct frame_view *v, struct why *why);
+/* The tag of the frame before one of a loaded segment */
+const uint8_t *index_prev_tag(const struct index_seg *seg, uint32_t frame);
 #define INDEX_FRAME_ROOM	(sizeof(struct seg_env) + ASR_FRAME_MAX + 8)
 /* The wrapped data key of a stream (CMS DER) */
 int index_wrapped_key(struct index *ix, size_t stream, uint8_t **der, size_t *bytes, struct why *why);
@@ -479,6 +482,69 @@ bool cut_wanted(const struct index *ix);
 int cut_resolve(struct index *ix, const char *text, const char *disk, struct point *p, struct why *why);
 /* {"points":{"count","first_time","last_time","longest_gap_s","broken"},"marks":[as point_list_json]} */
 json_t *cut_list_json(struct index *ix, struct why *why);
+
+/* --------------------------------------------------------------- view.c */
+
+/* A disk of a group at a point */
+struct view;
+struct view_args {
+	const char *disk;		/* or HOST/DISK */
+	const char *point;		/* as for point_resolve */
+	const char *key_pem;		/* private key, PEM text */
+	const char *cert_pem;		/* recipient's certificate, or NULL: try all */
+	const char *passphrase;		/* of the key, or NULL */
+};
+/* The index stays the caller's, and outlives it. -ENOENT, -ESTALE, -EKEYREJECTED, ...: why says it */
+int view_open(struct index *ix, const struct view_args *a, struct view **out, struct why *why);
+void view_close(struct view *v);		/* NULL is fine */
+const struct point *view_point(const struct view *v);
+uint64_t view_sectors(const struct view *v);	/* of the disk */
+
+/* Sectors of which this record of a frame is the last that wrote them */
+struct view_piece {
+	uint64_t sector;
+	uint32_t sectors;
+	uint16_t record;
+	uint8_t kind;
+};
+struct view_frame {
+	const struct index_seg *seg;
+	struct seg_frame at;
+	uint64_t frame_no;
+	uint8_t prev_tag[ASR_TAG_BYTES];
+	const struct seg_rec *const *recs;	/* of the disk in it, by the footer; NULL: only their number is known */
+	size_t rec_count;
+	const struct view_piece *pieces;	/* newest first */
+	size_t count;
+};
+typedef int view_fn(const struct view_frame *f, void *arg);
+/*
+ * Each frame that has written something last, newest first. What fn returns
+ * ends the walk, unless 0, and is returned. -EBADMSG: damaged, or the beginning
+ * of the disk's history is missing.
+ */
+int view_walk(struct view *v, view_fn *fn, void *arg, struct why *why);
+uint64_t view_uncovered(const struct view *v);	/* sectors not met yet by the walk; at its end: never written */
+
+/* What one thread needs to open frames */
+struct view_reader;
+int view_reader_create(struct view *v, struct view_reader **out);
+void view_reader_destroy(struct view_reader *r);	/* NULL is fine */
+/* Its payload into plain (ASR_FRAME_PAYLOAD_MAX), checked; fv is good until the reader's next frame */
+int view_frame_read(struct view_reader *r, const struct view_frame *f, uint8_t *plain, struct frame_view *fv,
+		    struct why *why);
+
+/* -------------------------------------------------------------- image.c */
+
+/* A disk at a point that can be read anywhere. Opening walks its history; then many threads may read. */
+struct image;
+/* The view stays the caller's, and outlives it. cache_bytes: of opened payloads to keep */
+int image_open(struct view *v, size_t cache_bytes, struct image **out, struct why *why);
+void image_close(struct image *im);		/* NULL is fine; nobody reads */
+/* -EINVAL: beyond the end; -EBADMSG: damaged, why has the place; buf is worth nothing then */
+int image_read(struct image *im, void *buf, size_t bytes, uint64_t offset, struct why *why);
+/* Has the disk data there, or is it a hole that reads as zeroes; and for how many bytes. offset: before its end */
+bool image_extent(const struct image *im, uint64_t offset, uint64_t *bytes);
 
 /* ------------------------------------------------------------ restore.c */
 
