@@ -5,20 +5,22 @@ SHELL	:= /bin/bash
 B	:= build
 PREFIX	?= /usr
 UNITDIR	?= $(PREFIX)/lib/systemd/system
+NBDKITDIR ?= $(shell pkg-config --variable=plugindir nbdkit)
 DESTDIR	?=
 SERIES	?= 6.1 6.12
 
 CC	?= gcc
 CLANG	?= clang
 PKGS	:= openssl liburing libzstd libxxhash jansson sqlite3 devmapper inih
-# libvirt and its XML library: their headers only, they are loaded when they are needed (tools/libvirt.c)
-HEADERS	:= libvirt libxml-2.0
+# libvirt and its XML library: their headers only, they are loaded when they are needed (tools/libvirt.c);
+# nbdkit: it loads us (userland/nbd/asr.c)
+HEADERS	:= libvirt libxml-2.0 nbdkit
 WARN	:= -Wall -Wextra -Werror -Wmissing-prototypes -Wstrict-prototypes -Wvla -Wno-unused-parameter
 OPT	?= -O2 -g
 CFLAGS	?=
 LDFLAGS	?=
 XCFLAGS	= -std=gnu11 -D_GNU_SOURCE $(OPT) $(WARN) -fno-strict-aliasing -fstack-protector-strong \
-	  -D_FORTIFY_SOURCE=2 -MMD -MP $(PKG_CFLAGS) -Iuserland -Itests/tools $(CFLAGS)
+	  -D_FORTIFY_SOURCE=2 -fPIC -fno-semantic-interposition -MMD -MP $(PKG_CFLAGS) -Iuserland -Itests/tools $(CFLAGS)
 PKG_CFLAGS = $(eval PKG_CFLAGS := $$(shell pkg-config --cflags $(PKGS) $(HEADERS)))$(PKG_CFLAGS)
 LIBS	= $(eval LIBS := $$(shell pkg-config --libs $(PKGS)) -lpthread -lm)$(LIBS)
 
@@ -27,6 +29,7 @@ LIBSRC	:= $(filter-out $(MAINS),$(wildcard userland/*.c))
 LIBOBJ	:= $(LIBSRC:%.c=$(B)/%.o)
 TOOLOBJ	:= $(patsubst %.c,$(B)/%.o,$(wildcard tools/*.c))
 PROGS	:= $(B)/asrd $(B)/asr-vaultd $(B)/asrctl
+NBDPLUGIN := $(B)/nbdkit-asr-plugin.so
 TESTTOOLS := $(patsubst tests/tools/%.c,$(B)/tests/%,$(wildcard tests/tools/*.c))
 UNITS	:= $(patsubst tests/unit/%.c,$(B)/tests/unit/%,$(wildcard tests/unit/*.c))
 FUZZERS	:= $(patsubst tests/fuzz/%.c,$(B)/fuzz/%,$(wildcard tests/fuzz/*.c))
@@ -54,7 +57,7 @@ kernels: deps			## Debian kernels and headers, unpacked into build/kernels/
 modules: kernels		## dm-asr.ko for each kernel of SERIES, in build/module/
 	@set -e; for s in $(SERIES); do tests/setup.sh module $$s; done
 
-userland: $(PROGS)
+userland: $(PROGS) $(NBDPLUGIN)
 
 tests: $(TESTTOOLS) $(UNITS)
 
@@ -114,6 +117,7 @@ install: all			## programs, man pages, units, settings and completion, under DES
 	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(UNITDIR) $(DESTDIR)/etc/asr \
 		$(DESTDIR)$(PREFIX)/share/man/man8 $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 	install -m 755 $(PROGS) $(DESTDIR)$(PREFIX)/sbin/
+	install -D -m 644 $(NBDPLUGIN) $(DESTDIR)$(NBDKITDIR)/nbdkit-asr-plugin.so
 	install -m 644 packaging/*.service packaging/*.timer $(DESTDIR)$(UNITDIR)/
 	for f in asrd vaultd; do [ -e $(DESTDIR)/etc/asr/$$f.conf ] || \
 		install -m 644 packaging/$$f.conf $(DESTDIR)/etc/asr/ || exit 1; done
@@ -169,7 +173,7 @@ soak-bank: deps			## POINTS= points of money that moves between two PostgreSQL s
 
 clean:				## remove what was built, keep the unpacked kernels
 	rm -rf $(B)/userland $(B)/tools $(B)/tests $(B)/fuzz $(B)/fuzzobj $(B)/man $(B)/module \
-		$(PROGS) $(B)/libasr.a $(B)/test-out
+		$(PROGS) $(NBDPLUGIN) $(B)/libasr.a $(B)/test-out
 
 # ------------------------------------------------------------------- rules
 
@@ -189,6 +193,10 @@ $(B)/asr-vaultd: $(B)/userland/vaultd.o $(B)/libasr.a
 
 $(B)/asrctl: $(TOOLOBJ) $(B)/libasr.a
 	$(CC) $(OPT) $(LDFLAGS) -o $@ $^ $(LIBS)
+
+# nbdkit knows it by plugin_init alone
+$(NBDPLUGIN): userland/nbd/asr.c $(B)/libasr.a
+	$(CC) $(XCFLAGS) $(LDFLAGS) -shared -Wl,--exclude-libs,ALL -o $@ $< $(B)/libasr.a $(LIBS)
 
 $(B)/tests/unit/%: tests/unit/%.c $(B)/libasr.a
 	@mkdir -p $(@D)

@@ -31,7 +31,7 @@ packages=(
 	qemu-system-x86 qemu-utils fio sqlite3 e2fsprogs dmsetup busybox-static
 	clang libclang-rt-14-dev jq scdoc openssl iproute2 kmod cpio xz-utils zstd strace
 	shellcheck xfsprogs mmdebstrap flex bison
-	lvm2 cryptsetup-bin stress-ng dbench spin socat
+	lvm2 cryptsetup-bin stress-ng dbench spin socat nbdkit nbdkit-plugin-dev libnbd-bin
 )
 packaging=(dpkg-dev debhelper dh-dkms lintian fakeroot mmdebstrap)
 default_series=(6.1 6.12)

@@ -339,6 +339,7 @@ int boot_run(const struct args *a, struct why *why);
 int spool_discard_run(const struct args *a, struct why *why);
 int status_show(const struct args *a, struct why *why);
 int point_show(const struct args *a, struct why *why);
+int point_export(const struct args *a, struct why *why);
 int restore_run(const struct args *a, struct why *why);
 
 #endif /* ASRCTL_H */

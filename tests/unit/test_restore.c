@@ -2,6 +2,8 @@
 /* Every point restores to the disk as it was then, or is refused with the reason; no flipped byte ever becomes data. */
 #include "frames.h"
 
+#include <pthread.h>
+
 #define SECTORS		1024
 #define BYTES		(SECTORS * 512)
 #define SEQS		4000
@@ -185,6 +187,29 @@ static int restore(struct world *w, const char *point, const char *key, uint8_t 
 	return 0;
 }
 
+/* The same by way of image.c, from either end */
+static int image_whole(struct world *w, const char *point, const char *key, uint8_t *out, struct why *why)
+{
+	const struct view_args a = { .disk = "root", .point = point, .key_pem = key };
+	struct image *im = NULL;
+	struct index *ix = NULL;
+	struct view *v = NULL;
+	int ret = index_open(w->dir, "g", &ix, why);
+
+	if (!ret)
+		ret = view_open(ix, &a, &v, why);
+	if (!ret)
+		ret = image_open(v, 1 << 20, &im, why);
+	if (!ret)
+		ret = image_read(im, out + BYTES / 2, BYTES / 2, BYTES / 2, why);
+	if (!ret)
+		ret = image_read(im, out, BYTES / 2, 0, why);
+	image_close(im);
+	view_close(v);
+	index_close(ix);
+	return ret;
+}
+
 static void every_seq(void **state)
 {
 	static uint8_t out[BYTES];
@@ -217,6 +242,103 @@ static void every_seq(void **state)
 	assert_memory_equal(out, w->disk, BYTES);
 	assert_int_equal(r.point.seq, w->m->seq);
 	assert_int_equal(r.unwritten_bytes, 0);
+	world_free(w);
+}
+
+/* ------------------------------------------------------------ random reads */
+
+struct readers {
+	struct image *im;
+	const uint8_t *want;
+	int wrong;
+	pthread_mutex_t lock;
+};
+
+static void *read_about(void *arg)
+{
+	struct readers *r = arg;
+	unsigned int seed = (unsigned int)(uintptr_t)&seed;
+	static _Thread_local uint8_t buf[70000];
+	struct why why;
+
+	for (int i = 0; i < 400; i++) {
+		uint64_t offset = (uint64_t)rand_r(&seed) % BYTES;
+		size_t bytes = 1 + (size_t)rand_r(&seed) % (i % 2 ? 300 : sizeof(buf));
+
+		if (bytes > BYTES - offset)
+			bytes = BYTES - offset;
+		memset(buf, 0xee, bytes);
+		if (image_read(r->im, buf, bytes, offset, &why) || memcmp(buf, r->want + offset, bytes)) {
+			pthread_mutex_lock(&r->lock);
+			r->wrong++;
+			pthread_mutex_unlock(&r->lock);
+		}
+	}
+	return NULL;
+}
+
+/* Holes are zeroes, what is no hole is what the records say, and the whole is the disk */
+static void extents_check(struct image *im, const uint8_t *want)
+{
+	static const uint8_t zeroes[BYTES];
+	uint64_t run;
+
+	for (uint64_t offset = 0; offset < BYTES; offset += run) {
+		bool data = image_extent(im, offset, &run), next;
+		uint64_t more, tail;
+
+		assert_true(run && offset + run <= BYTES);
+		if (!data)
+			assert_memory_equal(want + offset, zeroes, run);
+		/* from within, the same end; and behind it something else */
+		assert_int_equal(image_extent(im, offset + run - 1, &tail), data);
+		assert_int_equal(tail, 1);
+		if (offset + run < BYTES) {
+			next = image_extent(im, offset + run, &more);
+			assert_int_not_equal(next, data);
+		}
+	}
+}
+
+/* Any range, by several threads at once, with a cache that is too small for anything, or large enough for all */
+static void read_anywhere(void **state)
+{
+	static const size_t caches[] = { 0, 200000, 64 << 20 };
+	struct world *w = world_new(60, 100000);
+	struct readers r = { .lock = PTHREAD_MUTEX_INITIALIZER };
+	struct view_args a = { .disk = "root", .key_pem = w->key[0] };
+	pthread_t thread[6];
+	struct index *ix;
+	struct view *v;
+	struct why why;
+	char point[40];
+	uint8_t byte;
+	int tried = 0;
+
+	assert_int_equal(index_open(w->dir, "g", &ix, &why), 0);
+	a.point = point;
+	for (uint64_t seq = w->m->seq; seq > 1; seq = seq > 37 ? seq - 37 : 1) {
+		if (!w->after[seq])
+			continue;
+		snprintf(point, sizeof(point), "seq:%llu", (unsigned long long)seq);
+		assert_int_equal(view_open(ix, &a, &v, &why), 0);
+		assert_int_equal(view_point(v)->seq, seq);
+		assert_int_equal(image_open(v, caches[tried % 3], &r.im, &why), 0);
+		r.want = w->after[seq];
+		extents_check(r.im, r.want);
+		for (int i = 0; i < 6; i++)
+			pthread_create(&thread[i], NULL, read_about, &r);
+		for (int i = 0; i < 6; i++)
+			pthread_join(thread[i], NULL);
+		assert_int_equal(r.wrong, 0);
+		assert_int_equal(image_read(r.im, &byte, 1, BYTES, &why), -EINVAL);
+		assert_int_equal(image_read(r.im, &byte, 1, UINT64_MAX, &why), -EINVAL);
+		image_close(r.im);
+		view_close(v);
+		tried++;
+	}
+	assert_true(tried > 3);
+	index_close(ix);
 	world_free(w);
 }
 
@@ -370,6 +492,13 @@ static int flip_all(struct world *w, const char *file, const char *point, const 
 		} else if (memcmp(out, want, BYTES)) {
 			fail_msg("%s: byte %zu was restored as data", file, i);
 		}
+		why.text[0] = 0;
+		if (i / stride % 4)
+			;	/* each fourth is enough */
+		else if (image_whole(w, point, w->key[1], out, &why))
+			assert_true(why.text[0]);
+		else if (memcmp(out, want, BYTES))
+			fail_msg("%s: byte %zu was read as data", file, i);
 		assert_int_equal(pwrite(fd, data + i, 1, (off_t)i), 1);
 	}
 	close(fd);
@@ -539,7 +668,8 @@ static void absurd_sizes(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(every_seq), cmocka_unit_test(points), cmocka_unit_test(destinations),
+		cmocka_unit_test(every_seq), cmocka_unit_test(read_anywhere), cmocka_unit_test(points),
+		cmocka_unit_test(destinations),
 		cmocka_unit_test(flip_sealed), cmocka_unit_test(flip_tail), cmocka_unit_test(flip_rest),
 		cmocka_unit_test(cut_and_missing), cmocka_unit_test(oldest_missing),
 		cmocka_unit_test(absurd_sizes),
