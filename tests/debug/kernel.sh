@@ -32,7 +32,7 @@ unpack() { # VERSION
 		download "linux-source-$series=$1") || die "cannot download linux-source-$series $1"
 	dpkg -x "$dir"/debs/*.deb "$dir/debs/x"
 	tar -xf "$dir"/debs/x/usr/src/linux-source-*.tar.xz -C "$dir/src" --strip-components=1 \
-		--exclude='*/Documentation/*/*.rst' --exclude='*/drivers/gpu/drm/amd'
+		--exclude='*/Documentation/*/*.rst' --exclude='*/drivers/gpu/drm/amd/*.[ch]'
 	rm -rf "$dir/debs"
 }
 
