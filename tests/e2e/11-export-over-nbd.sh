@@ -6,9 +6,9 @@ set -eu
 W=$(dirname "$0")/../../build/test-out/export-work
 # shellcheck source=tests/bench/lib.sh
 . "$(dirname "$0")/../bench/lib.sh"
-EXPORT_PID=
+EXPORT_PID='' generator=''
 ends() {
-	[ -z "$EXPORT_PID" ] || kill "$EXPORT_PID" 2> /dev/null || :
+	[ -z "$EXPORT_PID$generator" ] || kill $EXPORT_PID $generator 2> /dev/null || :
 	pipe_kill
 }
 trap ends EXIT
@@ -75,6 +75,7 @@ export_stop
 say "the newest moment"
 kill $generator
 wait $generator || :
+generator=
 settled() { ctl group show b -o json | jq -e '.status.rpo_bytes == 0 and .status.consistent' > /dev/null; }
 retry_until 60 settled || fail "it does not settle: $(ctl status)"
 export_start b --point latest "${V[@]}"

@@ -73,7 +73,10 @@ fsck_of() {
 
 all() { # FS TARGET DEVICE
 	local t
-	want "mkfs.$1" -q "$3"
+	case $1 in	# over whatever was there before
+	ext4) want mkfs.ext4 -qF "$3" ;;
+	xfs) want mkfs.xfs -qf "$3" ;;
+	esac
 	mkdir -p /mnt/t
 	want mount "$3" /mnt/t
 	for t in "${tests[@]}"; do
