@@ -121,7 +121,7 @@ int vault_key_create(const struct args *a, struct why *why)
 	struct catalog_host host = { .id = "" };
 	char text[KEY_TEXT_MAX];
 	struct catalog *cat;
-	struct reg_key k;
+	struct reg_key k = { .id = "" };
 	uint64_t life = 0;
 	int err;
 
@@ -146,7 +146,7 @@ int vault_key_create(const struct args *a, struct why *why)
 	if (err)
 		catalog_key_revoke(cat, k.id, NULL);
 	else
-		audit(cat, "key create", of ? host.id : k.id);
+		audit(cat, of ? "key create --host" : "key create", k.id);
 	catalog_close(cat);
 	explicit_bzero(&k, sizeof(k));
 	explicit_bzero(text, sizeof(text));

@@ -267,7 +267,7 @@ int tls_peer(const struct tls_files *f, bool server, SSL_CTX **ctx, struct why *
 void tls_free(SSL_CTX *ctx);	/* NULL is fine; connections keep their own reference */
 /* The "asr:..." URI of a certificate; -ENOENT: it has none */
 int tls_cert_uri(const X509 *cert, char *out, size_t bytes);
-/* Its serial number, in upper-case hex; NULL, or a number too long: -ENOENT */
+/* Its serial number, in upper-case hex; NULL, or a number too long: -EBADMSG */
 int tls_cert_serial(const X509 *cert, char *out, size_t bytes);
 
 /* --------------------------------------------------------------- conn.c */
@@ -298,6 +298,7 @@ void conn_close(struct conn *c, int err, const char *why);		/* down runs from th
 const char *conn_peer(const struct conn *c);
 bool conn_enrolling(const struct conn *c);		/* ALPN */
 SSL *conn_ssl(struct conn *c);				/* for the exporter */
+int conn_serial(const struct conn *c, char *out, size_t bytes);	/* of the peer's certificate: tls_cert_serial */
 uint64_t conn_bytes_sent(const struct conn *c);
 /* A peer that is silent for so long is gone; a ping goes after a quarter of it. Else 30 s and 5 s */
 void conn_silence(struct conn *c, uint64_t ns);

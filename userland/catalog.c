@@ -63,6 +63,7 @@ static const char schema_3[] =
 	"ALTER TABLE reg_key ADD COLUMN for_host TEXT NOT NULL DEFAULT '';"
 	"CREATE TABLE cert(serial TEXT PRIMARY KEY, host_id TEXT NOT NULL, issued INTEGER NOT NULL,"
 	" expires INTEGER NOT NULL, revoked INTEGER NOT NULL);"
+	"CREATE INDEX cert_host ON cert(host_id);"
 	"INSERT OR IGNORE INTO cert SELECT serial, id, enrolled, expires, 0 FROM host;"
 	"PRAGMA user_version = 3;"
 	"COMMIT;";
@@ -357,7 +358,7 @@ static int key_usable(const struct catalog_key *k, uint64_t now, struct why *why
 }
 
 int catalog_enrol(struct catalog *cat, const char *key_id, uint64_t now,
-		  const struct catalog_host *h, struct why *why)
+		  const struct catalog_host *h, const char *shown, struct why *why)
 {
 	struct catalog_key k;
 	int ret = run(cat, why, NULL, "BEGIN IMMEDIATE", "");
@@ -367,6 +368,11 @@ int catalog_enrol(struct catalog *cat, const char *key_id, uint64_t now,
 	ret = catalog_key_get(cat, key_id, &k, why);
 	if (!ret)
 		ret = key_usable(&k, now, why);
+	if (!ret && !*k.for_host && *shown) {
+		ret = catalog_cert_check(cat, h->id, shown, why);
+		/* the catalogue was lost: its CA vouches for it */
+		ret = ret == -ENOENT ? 0 : ret == -EKEYREVOKED ? -EKEYREJECTED : ret;
+	}
 	if (!ret)
 		ret = run(cat, why, NULL, "UPDATE reg_key SET used = ?, host_id = ? WHERE id = ?", "iss",
 			  now, h->id, key_id);
@@ -459,10 +465,11 @@ int catalog_host_revoke(struct catalog *cat, const char *id, struct why *why)
 	if (!ret)
 		ret = run(cat, why, NULL, "UPDATE cert SET revoked = ? WHERE host_id = ? AND revoked = 0", "is",
 			  now, id);
-	certs = sqlite3_changes(cat->db);
+	certs = ret ? 0 : sqlite3_changes(cat->db);
 	if (!ret)
 		ret = run(cat, why, NULL, "UPDATE reg_key SET revoked = ? WHERE for_host = ? AND used = 0 "
 			  "AND revoked = 0", "is", now, id);
+	certs += ret ? 0 : sqlite3_changes(cat->db);
 	ret = commit(cat, ret, why);
 	return ret || certs ? ret : -EALREADY;
 }
@@ -488,8 +495,8 @@ int catalog_cert_check(struct catalog *cat, const char *host_id, const char *ser
 	if (ret <= 0)
 		return ret ? ret : why_set(why, ENOENT, "this vault knows no host %.40s", host_id);
 	if (*of ? strcmp(of, host_id) : strcmp(newest, serial))
-		return why_set(why, EKEYREJECTED, "this vault has issued no such certificate to host %s: asrctl register "
-			       "with a key that is made with `asrctl vault key create --host %s`", name, name);
+		return why_set(why, EKEYREJECTED, "this vault knows no such certificate of host %s: asrctl register with "
+			       "a key that is made with `asrctl vault key create --host %s`", name, name);
 	if (revoked)
 		return why_set(why, EKEYREVOKED, "the certificate of host %s was revoked at %s: asrctl register with a "
 			       "key that is made with `asrctl vault key create --host %s`", name,
@@ -502,9 +509,9 @@ json_t *catalog_certs(struct catalog *cat, const char *host_id)
 	json_t *list = json_array();
 	char serial[sizeof(((struct catalog_host *)0)->serial)];
 	sqlite3_stmt *st;
-	int ret = run(cat, NULL, &st, "SELECT serial FROM cert WHERE host_id = ?1 AND revoked = 0 UNION "
-		      "SELECT serial FROM host WHERE id = ?1 AND serial NOT IN (SELECT serial FROM cert)", "s",
-		      host_id);
+	int ret = run(cat, NULL, &st, "SELECT serial FROM cert WHERE host_id = ?1 AND revoked = 0 "
+		      "AND expires > ?2 UNION SELECT serial FROM host WHERE id = ?1 AND serial NOT IN "
+		      "(SELECT serial FROM cert)", "si", host_id, now_real_ns());
 
 	if (ret) {
 		json_decref(list);
@@ -519,6 +526,11 @@ json_t *catalog_certs(struct catalog *cat, const char *host_id)
 		return list;
 	json_decref(list);
 	return NULL;
+}
+
+void catalog_patience(struct catalog *cat, bool patient)
+{
+	sqlite3_busy_timeout(cat->db, patient ? BUSY_MS : 0);
 }
 
 bool catalog_changed(struct catalog *cat)

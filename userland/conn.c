@@ -282,6 +282,12 @@ static void on_sent(struct loop_op *op, int res, unsigned int flags)
 	if (c->err) {
 		if (c->telling && res > 0) {
 			c->sending.pos += (size_t)res;
+			c->bytes_sent += (uint64_t)res;
+			if (c->sending.pos < c->sending.len && c->timer_op.active) {	/* which ends it */
+				loop_send(c->loop, op, c->fd, c->sending.data + c->sending.pos,
+					  c->sending.len - c->sending.pos);
+				return;
+			}
 			send_last(c);
 		}
 		cancel_all(c, true);
@@ -705,6 +711,11 @@ bool conn_enrolling(const struct conn *c)
 
 	SSL_get0_alpn_selected(c->ssl, &alpn, &bytes);
 	return bytes == sizeof(enrol) - 1 && memcmp(alpn, enrol, bytes) == 0;
+}
+
+int conn_serial(const struct conn *c, char *out, size_t bytes)
+{
+	return tls_cert_serial(SSL_get0_peer_certificate(c->ssl), out, bytes);
 }
 
 SSL *conn_ssl(struct conn *c)

@@ -425,27 +425,29 @@ static X509 *host_sign(const char *ca_dir, const char *host, const char *host_id
 	return cert;
 }
 
-/* The host that the key is made for; or who shows a valid certificate keeps its identity; else a new one. */
-static int host_id_choose(struct catalog *cat, const char *key_id, SSL *ssl, char id[33], struct why *why)
+/* The host that the key is made for; or who shows a certificate keeps its identity; else a new one. serial: that shown */
+static int host_id_choose(struct catalog *cat, const char *key_id, SSL *ssl, char id[33], char serial[48],
+			  struct why *why)
 {
 	X509 *cert = SSL_get0_peer_certificate(ssl);
 	struct catalog_key key;
 	uint8_t raw[16];
-	char uri[128], serial[48];
+	char uri[128];
+	bool shown = cert && SSL_get_verify_result(ssl) == X509_V_OK &&
+		     !tls_cert_uri(cert, uri, sizeof(uri)) && !strncmp(uri, "asr:host:", 9) &&
+		     strlen(uri + 9) == 32 && !hex_decode(uri + 9, raw, 16);
 	int err = catalog_key_get(cat, key_id, &key, why);
 
+	serial[0] = 0;
+	if (!err && shown)
+		err = tls_cert_serial(cert, serial, 48);
 	if (err)
 		return err;
-	if (*key.for_host) {
-		strcpy(id, key.for_host);
+	if (*key.for_host && shown && strcmp(uri + 9, key.for_host))
+		return why_set(why, EKEYREJECTED, "that key is for another host: this one would lose its own groups");
+	if (*key.for_host || shown) {
+		strcpy(id, *key.for_host ? key.for_host : uri + 9);
 		return 0;
-	}
-	if (cert && SSL_get_verify_result(ssl) == X509_V_OK &&
-	    !tls_cert_uri(cert, uri, sizeof(uri)) && !strncmp(uri, "asr:host:", 9) &&
-	    strlen(uri + 9) == 32 && !hex_decode(uri + 9, raw, 16)) {
-		strcpy(id, uri + 9);
-		err = tls_cert_serial(cert, serial, sizeof(serial)) ?: catalog_cert_check(cat, id, serial, why);
-		return err == -ENOENT ? 0 : err;	/* of a catalogue that was lost: its CA vouches for it */
 	}
 	if (seal_random(raw, sizeof(raw)))
 		return -EIO;
@@ -454,7 +456,7 @@ static int host_id_choose(struct catalog *cat, const char *key_id, SSL *ssl, cha
 }
 
 static int host_record(struct catalog *cat, const char *key_id, const char *host_id,
-		       const char *host, const X509 *cert, struct why *why)
+		       const char *host, const X509 *cert, const char *shown, struct why *why)
 {
 	struct catalog_host h = { .enrolled_ns = now_real_ns() };
 
@@ -462,7 +464,7 @@ static int host_record(struct catalog *cat, const char *key_id, const char *host
 	snprintf(h.id, sizeof(h.id), "%s", host_id);
 	snprintf(h.name, sizeof(h.name), "%s", host);
 	return tls_cert_serial(cert, h.serial, sizeof(h.serial)) ?:
-	       catalog_enrol(cat, key_id, h.enrolled_ns, &h, why);
+	       catalog_enrol(cat, key_id, h.enrolled_ns, &h, shown, why);
 }
 
 static const char *record_error(int err)
@@ -471,6 +473,7 @@ static const char *record_error(int err)
 	case -EALREADY:		return "key-used";
 	case -EKEYEXPIRED:	return "key-expired";
 	case -EKEYREVOKED:	return "key-revoked";
+	case -EKEYREJECTED:	return "certificate-revoked";
 	case -ENOENT:		return "key-unknown";
 	default:		return "internal";
 	}
@@ -483,15 +486,15 @@ static json_t *enrol(struct catalog *cat, const char *dir, SSL *ssl, const char 
 	cleanup_free char *ca_dir = NULL, *cert_pem = NULL, *ca_pem = NULL;
 	X509 *ca = NULL, *cert = NULL;
 	json_t *answer = NULL;
-	char host_id[33];
+	char host_id[33], shown[48];
 	int err = -ENOMEM;
 
 	*error = "internal";
 	if (asprintf(&ca_dir, "%s/ca", dir) < 0)
 		return NULL;
-	err = host_id_choose(cat, key_id, ssl, host_id, why);
+	err = host_id_choose(cat, key_id, ssl, host_id, shown, why);
 	if (err) {
-		*error = err == -EKEYREVOKED || err == -EKEYREJECTED ? "certificate-revoked" : "internal";
+		*error = record_error(err);
 		return NULL;
 	}
 	err = -ENOMEM;
@@ -503,7 +506,7 @@ static json_t *enrol(struct catalog *cat, const char *dir, SSL *ssl, const char 
 		ca_pem = ident_pem(ca, IDENT_PEM_CERT);
 	}
 	if (cert_pem && ca_pem) {
-		err = host_record(cat, key_id, host_id, host, cert, why);
+		err = host_record(cat, key_id, host_id, host, cert, shown, why);
 		*error = record_error(err);
 	}
 	if (!err)

@@ -20,8 +20,6 @@
 #include <errno.h>
 #include <string.h>
 
-#include <openssl/ssl.h>
-
 #include "source.h"
 
 #define NS_PER_S	1000000000ull
@@ -72,6 +70,8 @@ static bool has_member(const struct group *g, const char *host_id)
 {
 	const struct marks_member *m;
 
+	if (g->members_void)
+		return false;
 	for (unsigned int i = 0; (m = marks_member(g->marks, i)); i++)
 		if (!strcmp(m->host_id, host_id))
 			return true;
@@ -127,20 +127,24 @@ static void on_up(struct conn *c, void *arg)
 {
 	struct peer *peer = arg;
 	const char *uri = conn_peer(c), *id = uri && !strncmp(uri, "asr:host:", 9) ? uri + 9 : "";
-	bool known = false, counts;
+	bool known = false, counts = !conn_serial(c, peer->serial, sizeof(peer->serial));
 
-	counts = !tls_cert_serial(SSL_get0_peer_certificate(conn_ssl(c)), peer->serial, sizeof(peer->serial));
-	for (const struct group *g = peer->p->d->groups; g; g = g->next)
-		if (has_member(g, id)) {
-			known = true;
-			counts &= certified(g, id, peer->serial);
-		}
-	if (known && !counts) {
-		conn_close(c, -EKEYREVOKED, REVOKED);
-		return;
+	for (struct group *g = peer->p->d->groups; g; g = g->next) {
+		if (!has_member(g, id))
+			continue;
+		known = true;
+		if (certified(g, id, peer->serial))
+			continue;
+		counts = false;
+		if (g->members_ns > now_ns() + NS_PER_S)	/* or it is new */
+			g->members_ns = now_ns() + NS_PER_S;
 	}
 	if (!known || (*peer->host_id && strcmp(peer->host_id, id))) {
 		conn_close(c, -EACCES, known ? "another host answers there" : "that host is in no group of this one");
+		return;
+	}
+	if (!counts) {
+		conn_close(c, -EKEYREVOKED, "its certificate is not one that the vault names");
 		return;
 	}
 	for (struct peer *o = peer->p->list; o; o = o->next)
@@ -360,8 +364,12 @@ static void members_answer(int err, json_t *reply, const struct why *why, void *
 	if (err || !json_is_object(reply)) {
 		if (err == -EREMOTEIO)
 			log_debug("group %s: who is in it: %s", g->name, why->text);
+		if (err == -EREMOTEIO && (!strncmp(why->text, "not-allowed:", 12) ||
+					  !strncmp(why->text, "unknown-group:", 14)))
+			g->members_void = true;
 		return;
 	}
+	g->members_void = false;
 	copy = json_deep_copy(reply);
 	if (!copy)
 		return;
@@ -616,7 +624,9 @@ static void connect_group(struct peers *p, struct group *g)
 	for (unsigned int i = 0; (m = marks_member(g->marks, i)); i++) {
 		if (m->up || !strcmp(m->host_id, me) || peer_of(p, m->host_id, false))
 			continue;
-		if (!certified(g, m->host_id, NULL)) {
+		if (g->members_void) {
+			marks_peer(g->marks, m->host_id, false, "this host is no longer in the group", now_ns());
+		} else if (!certified(g, m->host_id, NULL)) {
 			marks_peer(g->marks, m->host_id, false, REVOKED, now_ns());
 		} else if (strcmp(me, m->host_id) > 0) {
 			snprintf(why, sizeof(why), "has not connected to this host");

@@ -26,8 +26,6 @@
 #include <string.h>
 #include <sys/socket.h>
 
-#include <openssl/ssl.h>
-
 #define CLIENTS_MAX	1024
 #define STREAMS_MAX	64	/* of one connection */
 #define STRANGER_NS	30000000000ULL	/* to show a certificate, or to enrol */
@@ -519,12 +517,19 @@ static void on_msg(struct conn *conn, uint32_t type, const uint8_t *body, size_t
 
 /* -------------------------------------------------------------- connections */
 
+/* What a catalogue says that could be read */
+static bool is_refusal(int ret)
+{
+	return ret == -ENOENT || ret == -EKEYREJECTED || ret == -EKEYREVOKED;
+}
+
 static void on_up(struct conn *conn, void *arg)
 {
 	struct client *c = arg;
 	const char *peer = conn_peer(conn);
 	struct catalog_host h;
 	struct why why = { "its certificate has no serial number" };
+	int ret;
 
 	conn_send_json(conn, MSG_HELLO, json_pack("{s:i, s:s}", "protocol", 1, "software",
 						  "dm-asr " ASR_VERSION));
@@ -535,10 +540,13 @@ static void on_up(struct conn *conn, void *arg)
 		return;
 	}
 	snprintf(c->host_id, sizeof(c->host_id), "%s", peer + 9);
-	if (catalog_host_get(c->sv->a.cat, c->host_id, &h, &why) ||
-	    tls_cert_serial(SSL_get0_peer_certificate(conn_ssl(conn)), c->serial, sizeof(c->serial)) ||
-	    catalog_cert_check(c->sv->a.cat, c->host_id, c->serial, &why)) {
-		refuse(c, "not-allowed", why.text);
+	ret = catalog_host_get(c->sv->a.cat, c->host_id, &h, &why);
+	if (!ret)
+		ret = conn_serial(conn, c->serial, sizeof(c->serial));
+	if (!ret)
+		ret = catalog_cert_check(c->sv->a.cat, c->host_id, c->serial, &why);
+	if (ret) {
+		refuse(c, is_refusal(ret) ? "not-allowed" : "vault-failed", why.text);
 		return;
 	}
 	snprintf(c->host, sizeof(c->host), "%s", h.name);
@@ -602,21 +610,17 @@ void service_accept(struct service *sv, int fd)
 	sv->count++;
 }
 
-bool service_recheck(struct service *sv)
+int service_recheck(struct service *sv, struct why *why)
 {
-	struct why why;
-	bool read = true;
-
 	for (struct client *c = sv->clients; c; c = c->next) {
-		int ret = *c->serial && !c->closing ?
-			  catalog_cert_check(sv->a.cat, c->host_id, c->serial, &why) : 0;
+		int ret = *c->serial && !c->closing ? catalog_cert_check(sv->a.cat, c->host_id, c->serial, why) : 0;
 
-		if (ret == -ENOENT || ret == -EKEYREJECTED || ret == -EKEYREVOKED)
-			refuse(c, "not-allowed", why.text);
-		else
-			read &= !ret;
+		if (is_refusal(ret))
+			refuse(c, "not-allowed", why->text);
+		else if (ret)
+			return ret;
 	}
-	return read;
+	return 0;
 }
 
 void service_stop(struct service *sv)

@@ -477,6 +477,7 @@ struct group {
 	struct marks_timer *timer;	/* peers.c */
 	uint64_t members_ns;		/* now_ns clock: ask the vault again then */
 	bool members_asked;
+	bool members_void;		/* the vault tells this host nothing of the group: who is in it is not known */
 	struct wait {			/* calls for marks that are under way */
 		struct wait *next;
 		struct control_call *call;	/* NULL: who called has gone */

@@ -76,7 +76,7 @@ int tls_cert_serial(const X509 *cert, char *out, size_t bytes)
 {
 	BIGNUM *serial = cert ? ASN1_INTEGER_to_BN(X509_get0_serialNumber(cert), NULL) : NULL;
 	char *hex = serial ? BN_bn2hex(serial) : NULL;
-	int err = hex && strlen(hex) < bytes ? 0 : -ENOENT;
+	int err = hex && strlen(hex) < bytes ? 0 : -EBADMSG;
 
 	if (!err)
 		strcpy(out, hex);

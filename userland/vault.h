@@ -74,20 +74,24 @@ int catalog_key_revoke(struct catalog *cat, const char *id, struct why *why);
 /*
  * One transaction: the key is burnt and the host with its certificate is
  * recorded, or nothing. -ENOENT unknown key, -EKEYREVOKED, -EALREADY used,
- * -EKEYEXPIRED (against now_ns), each with why.
+ * -EKEYEXPIRED (against now_ns), each with why. shown: the serial of the
+ * certificate that h->id has shown, or ""; -EKEYREJECTED: it does not count, and
+ * the key is not one that is made for this host.
  */
 int catalog_enrol(struct catalog *cat, const char *key_id, uint64_t now,
-		  const struct catalog_host *h, struct why *why);
+		  const struct catalog_host *h, const char *shown, struct why *why);
 int catalog_host_find(struct catalog *cat, const char *name, struct catalog_host *h, struct why *why);	/* or id */
 int catalog_host_get(struct catalog *cat, const char *id, struct catalog_host *h, struct why *why);
 int catalog_hosts(struct catalog *cat, int (*each)(const struct catalog_host *h, void *arg),
 		  void *arg, struct why *why);
-/* All its certificates, and the registration keys made for it that are not used. -EALREADY: it had none */
+/* All its certificates, and the registration keys made for it that are not used. -EALREADY: it had neither */
 int catalog_host_revoke(struct catalog *cat, const char *id, struct why *why);
 /* Does it count? -ENOENT: no such host; -EKEYREJECTED: not this host's; -EKEYREVOKED */
 int catalog_cert_check(struct catalog *cat, const char *host_id, const char *serial, struct why *why);
 /* Serials of those that count: [text]; NULL: the catalogue cannot be read */
 json_t *catalog_certs(struct catalog *cat, const char *host_id);
+/* How calls take another's lock: they wait for it, or fail at once with -EBUSY */
+void catalog_patience(struct catalog *cat, bool patient);
 /* Has another process changed it since the last call? True when that is not known */
 bool catalog_changed(struct catalog *cat);
 /* -EEXIST: the name is taken by a group that has a source, or the uuid is */
@@ -658,8 +662,8 @@ struct service_args {
 };
 int service_create(const struct service_args *a, struct service **out);
 void service_destroy(struct service *s);
-/* The catalogue has changed: who has a certificate that counts no longer is let go. False: it could not be read */
-bool service_recheck(struct service *s);
+/* The catalogue has changed: who has a certificate that counts no longer is let go. Not 0: it could not be read */
+int service_recheck(struct service *s, struct why *why);
 /* A socket that was accepted: the service's from here on */
 void service_accept(struct service *s, int fd);
 /* Cuts off every host; their streams' frames still become durable */

@@ -53,7 +53,7 @@ struct vaultd {
 	struct loop_op tick;
 	struct loop_idle idle;
 	uint64_t since_ns, stop_ns;
-	bool recheck;			/* of the hosts' certificates */
+	bool recheck, recheck_failed;	/* of the hosts' certificates */
 };
 
 /* ------------------------------------------------------------------ settings */
@@ -191,14 +191,29 @@ static void notify_status(struct vaultd *d)
 
 /* --------------------------------------------------------------- start, stop */
 
+/* Has somebody revoked a certificate? Never waits: what is locked now is looked at again in a second */
+static void recheck(struct vaultd *d)
+{
+	struct why why = { "" };
+	int ret = 0;
+
+	catalog_patience(d->cat, false);
+	d->recheck |= catalog_changed(d->cat);
+	if (d->recheck)
+		ret = service_recheck(d->service, &why);
+	catalog_patience(d->cat, true);
+	d->recheck = ret;
+	if (ret && ret != -EBUSY && !d->recheck_failed)
+		log_err("who was revoked is not let go, for the catalogue cannot be read: %s", why.text);
+	d->recheck_failed = ret && ret != -EBUSY;
+}
+
 static void on_tick(struct loop_op *op, int res, unsigned int flags)
 {
 	struct vaultd *d = op->arg;
 
 	notify_status(d);
-	d->recheck |= catalog_changed(d->cat);
-	if (d->recheck)
-		d->recheck = !service_recheck(d->service);
+	recheck(d);
 	listen_tick(d->listener);
 	if (d->stop_ns && now_ns() > d->stop_ns + STOP_NS) {
 		log_warn("stopping with frames that are not durable: their hosts will send them again");

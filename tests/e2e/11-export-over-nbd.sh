@@ -17,9 +17,10 @@ for p in nbdkit nbdcopy nbdinfo qemu-img qemu-io; do
 done
 
 export_start() { # WORD...
+	rm -f "$W/export.json"
 	"$B/asrctl" point export "$@" -o json > "$W/export.json" 2> "$W/export.log" &
 	EXPORT_PID=$!
-	ready() { grep -q '^}' "$W/export.json" || ! kill -0 "$EXPORT_PID" 2> /dev/null; }
+	ready() { grep -q "^}" "$W/export.json" 2> /dev/null || ! kill -0 "$EXPORT_PID" 2> /dev/null; }
 	retry_until 60 ready || fail "nothing is said"
 	kill -0 $EXPORT_PID 2> /dev/null || fail "no export: $(cat "$W/export.log")"
 	URI=$(jq -r '.disks[0].uri' "$W/export.json")

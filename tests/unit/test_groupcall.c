@@ -29,7 +29,7 @@ static void enrol(const char *id, const char *name)
 	snprintf(h.name, sizeof(h.name), "%s", name);
 	snprintf(h.serial, sizeof(h.serial), "5E-%s", id);
 	assert_int_equal(catalog_key_add(cat, &k, &why), 0);
-	assert_int_equal(catalog_enrol(cat, k.id, 2, &h, &why), 0);
+	assert_int_equal(catalog_enrol(cat, k.id, 2, &h, "", &why), 0);
 }
 
 static int setup(void **state)
