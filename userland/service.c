@@ -542,6 +542,8 @@ static void on_up(struct conn *conn, void *arg)
 	snprintf(c->host_id, sizeof(c->host_id), "%s", peer + 9);
 	ret = catalog_host_get(c->sv->a.cat, c->host_id, &h, &why);
 	if (!ret)
+		snprintf(c->host, sizeof(c->host), "%s", h.name);
+	if (!ret)
 		ret = conn_serial(conn, c->serial, sizeof(c->serial));
 	if (!ret)
 		ret = catalog_cert_check(c->sv->a.cat, c->host_id, c->serial, &why);
@@ -549,7 +551,6 @@ static void on_up(struct conn *conn, void *arg)
 		refuse(c, is_refusal(ret) ? "not-allowed" : "vault-failed", why.text);
 		return;
 	}
-	snprintf(c->host, sizeof(c->host), "%s", h.name);
 	log_info("host %s connected from %s", c->host, c->address);
 }
 

@@ -498,6 +498,8 @@ struct view_args {
 	const char *cert_pem;		/* recipient's certificate, or NULL: try all */
 	const char *passphrase;		/* of the key, or NULL */
 };
+/* Names of all disks that the group has ever had, as keys; HOST/DISK where it is on several hosts. NULL: no memory */
+json_t *view_names(const struct index *ix);
 /* The index stays the caller's, and outlives it. -ENOENT, -ESTALE, -EKEYREJECTED, ...: why says it */
 int view_open(struct index *ix, const struct view_args *a, struct view **out, struct why *why);
 void view_close(struct view *v);		/* NULL is fine */

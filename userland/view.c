@@ -423,11 +423,45 @@ static int key_open(struct view *v, const struct view_args *a, struct why *why)
 	int ret = index_wrapped_key(v->ix, v->point.stream, &der, &bytes, why);
 
 	if (ret)
-		return ret;
+		return ret == -ENOENT ? -EBADMSG : ret;	/* the disk was there */
 	v->key = secret_alloc(ASR_KEY_BYTES);
 	if (!v->key)
 		return why_set(why, ENOMEM, "out of memory");
 	return seal_key_unwrap(der, bytes, a->key_pem, a->cert_pem, a->passphrase, v->key, why);
+}
+
+/* A disk's name, as view_open takes it, into a set */
+static int name_add(json_t *set, const char *host, const char *name)
+{
+	char whole[2 * ASR_NAME_BYTES + 1];
+
+	if (!*name)
+		return 0;
+	snprintf(whole, sizeof(whole), "%s%s%s", host, *host ? "/" : "", name);
+	return json_object_set_new(set, whole, json_null()) ? -ENOMEM : 0;
+}
+
+json_t *view_names(const struct index *ix)
+{
+	bool hosts = cut_wanted(ix);
+	json_t *set = json_object();
+	int ret = set ? 0 : -ENOMEM;
+
+	for (size_t i = 0; i < ix->count; i++)
+		for (size_t n = 0; n < ix->streams[i].count; n++) {
+			const struct seg_table *t = &ix->streams[i].segs[n].table;
+			const char *host = hosts ? index_host(ix, i) : "";
+
+			for (uint32_t k = 0; k < t->foot.disks && !ret; k++)
+				ret = name_add(set, host, t->disks[k].name);
+			for (uint32_t k = 0; k < t->foot.events && !ret; k++)
+				if (t->events[k].kind == ASR_KIND_DISK)
+					ret = name_add(set, host, t->events[k].name);
+		}
+	if (!ret)
+		return set;
+	json_decref(set);
+	return NULL;
 }
 
 int view_open(struct index *ix, const struct view_args *a, struct view **out, struct why *why)

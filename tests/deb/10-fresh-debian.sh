@@ -73,6 +73,12 @@ done
 
 # ---------------------------------------------------------------- booted
 say "boot"
+# An upgrade builds the module for each kernel that has headers; the emulated machine for the one that it runs,
+# the newest, or it takes an hour. What is built for the others stays.
+logged "headers" C "$apt remove linux-headers-$older linux-headers-$newer"
+for k in "$older" "$newer" "$other"; do
+	want built_for "$k"
+done
 want $DEBROOT pack "$R" "$W/root.img" 4G
 rm -rf "$R"
 truncate -s 64M "$W/d0.img"

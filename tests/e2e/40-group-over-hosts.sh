@@ -79,6 +79,20 @@ say "$n points of both hosts, $(wc -l < "$W/some") restored, each a prefix; last
 for p in name:last name:named-0 name:named-1; do
 	judge_mark $p || fail "$p is no prefix: $(cat "$W/chain.log")"
 done
+say "both disks over NBD, of one moment: what a restore gives"
+judge_mark name:last || fail "name:last is no prefix: $(cat "$W/chain.log")"
+"$B/asrctl" point export g --point name:last --key "$W/recovery.key" --vault-dir "$W/vault" -o json > "$W/export.json" &
+exporter=$!
+exports() { grep -q '^}' "$W/export.json" || ! kill -0 $exporter 2> /dev/null; }
+retry_until 60 exports || fail "no export"
+[ "$(jq -r '[.disks[].disk] | sort | join(" ")' "$W/export.json")" = "h0/h0-d0 h1/h1-d0" ] || fail "$(cat "$W/export.json")"
+for k in 0 1; do
+	uri=$(jq -r --arg d "h$k/h$k-d0" '.disks[] | select(.disk == $d).uri' "$W/export.json")
+	want nbdcopy "$uri" "$W/h$k.nbd"
+	cmp "$W/h$k.nbd" "$W/h$k.restored" || fail "h$k: over NBD it is another disk"
+done
+kill -INT $exporter
+wait $exporter || fail "the export ended with status $?"
 torn=0
 for i in 1 2 3 4 5 6; do
 	judge_mark "host:name:loose$i" || torn=$((torn + 1))

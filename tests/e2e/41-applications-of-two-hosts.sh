@@ -124,7 +124,7 @@ stranger 'certificate required'
 retry_until 60 more_than "$c" "$((declared + 1))" || fail "no more marks: $(marks_of 0)"
 say "a host whose certificate is revoked is let go; it comes back with a key that is made for it"
 want "$B/asrctl" vault host revoke h1 --vault-dir "$W/vault" > /dev/null
-revoked() { marks_of 0 | jq -r '.hosts[] | select(.host == "h1") | .why' | grep -q 'was revoked'; }
+revoked() { marks_of 0 | jq -r '.hosts[] | select(.host == "h1") | .trouble' | grep -q 'was revoked'; }
 retry_until 60 revoked || fail "h0 does not let h1 go: $(marks_of 0)"
 want "$B/asrctl" vault key create --host h1 --vault-dir "$W/vault" --out "$W/back"
 vm_exec h1 "echo $(cat "$W/back") > /run/back && asrctl register --key /run/back --host h1" > "$W/back.log" 2>&1 ||

@@ -155,23 +155,30 @@ static int export_add(const char *name, struct why *why)
 	return ret;
 }
 
-/* Those there are now, as far as they were there at the point: HOST/DISK where the group is on several hosts */
+/* All that there were at the point */
 static int exports_all(struct why *why)
 {
-	bool hosts = cut_wanted(ix);
-	int ret = 0;
+	cleanup_json names = view_names(ix);
+	struct why none = { "" };
+	const char *name;
+	json_t *v;
+	int ret = names ? 0 : why_set(why, ENOMEM, "out of memory"), last = 0;
 
-	for (size_t i = 0; i < ix->count && !ret; i++)
-		for (uint32_t k = 0; k < ix->streams[i].state.disks && !ret; k++) {
-			char name[2 * ASR_NAME_BYTES];
-
-			snprintf(name, sizeof(name), hosts ? "%s/%s" : "%s%s", hosts ? index_host(ix, i) : "",
-				 ix->streams[i].state.disk[k].name);
-			ret = export_add(name, why);
-			if (ret == -ENOENT && (count || i + 1 < ix->count || k + 1 < ix->streams[i].state.disks))
-				ret = 0;
+	if (names && !json_object_size(names))
+		return why_set(why, ENOENT, "group %s has had no disk yet", ix->name);
+	json_object_foreach(names, name, v) {
+		ret = export_add(name, why);
+		if (ret && ret != -ENOENT)
+			return ret;
+		if (ret) {
+			none = *why;
+			last = ret;
 		}
-	return ret || count ? ret : why_set(why, ENOENT, "group %s has no disk at that point", ix->name);
+	}
+	if (count || !last)
+		return count ? 0 : ret;
+	*why = none;
+	return last;
 }
 
 /* For who has started nbdkit: which disks, of which moment */
