@@ -94,6 +94,10 @@ bench-pipeline: deps		## throughput, native, beside TLS, sealing, zstd and appen
 	@$(MAKE) --no-print-directory userland tests
 	@tests/bench/pipeline.sh
 
+bench-resync: deps		## what a resync of 4 GiB ships and how fast it reads, native
+	@$(MAKE) --no-print-directory userland tests
+	@tests/bench/resync.sh
+
 bench-rpo: deps			## time from completion to durable, native
 	@$(MAKE) --no-print-directory userland tests
 	@tests/bench/rpo.sh
