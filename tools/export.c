@@ -10,7 +10,7 @@
  * The plugin beside asrctl is taken, else the one that is installed. Keys are
  * handed over by their files' names only.
  *
- * Context. Ends with nbdkit, and nbdkit with it, also when it is killed.
+ * Context. Ends with nbdkit, and nbdkit with it; when it is killed, as soon as its clients are gone.
  */
 #include "asrctl.h"
 
@@ -23,12 +23,12 @@
 #include <time.h>
 
 #define REPORT_MAX	(1u << 20)
+#define STOP_MS		3000
 
 struct export {
 	char dir[64];			/* of ours, with what follows in it */
 	char report[80], pid[80];
 	char socket[108];
-	bool own_socket;
 	char *words[32];
 	int count;
 	pid_t child;
@@ -134,7 +134,7 @@ static void places_end(struct export *e, bool started)
 		free(e->words[--e->count]);
 	if (!*e->dir)
 		return;
-	if (started)
+	if (started || !strncmp(e->socket, e->dir, strlen(e->dir)))
 		unlink(e->socket);
 	unlink(e->report);
 	unlink(e->pid);
@@ -163,10 +163,12 @@ static int nbdkit_start(struct export *e, struct why *why)
 {
 	int status;
 
+	signal(SIGCHLD, SIG_DFL);
 	e->child = fork();
 	if (e->child < 0)
 		return why_set(why, errno, "cannot fork: %s", strerror(errno));
 	if (!e->child) {
+		umask(077);	/* who may connect may read */
 		execvp(e->words[0], e->words);
 		fprintf(stderr, "asrctl: nbdkit: %s%s\n", strerror(errno),
 			errno == ENOENT ? ": install the package nbdkit" : "");
@@ -174,13 +176,31 @@ static int nbdkit_start(struct export *e, struct why *why)
 	}
 	/* it is ready when it has written its number; what is wrong it has said itself */
 	while (access(e->pid, F_OK)) {
-		if (ended(e, &status))
-			return why_set(why, EIO, "nbdkit did not start");
 		if (interrupted())
 			return why_set(why, EINTR, "interrupted");
+		if (ended(e, &status))
+			return why_set(why, EIO, "nbdkit did not start");
 		pause_ms(10);
 	}
 	return 0;
+}
+
+/* It waits for its clients to go; they have some seconds */
+static void nbdkit_stop(struct export *e)
+{
+	int status;
+
+	if (e->child <= 0)
+		return;
+	kill(e->child, SIGTERM);
+	for (int n = 0; n < STOP_MS / 10; n++) {
+		if (ended(e, &status))
+			return;
+		pause_ms(10);
+	}
+	kill(e->child, SIGKILL);
+	while (waitpid(e->child, &status, 0) < 0 && errno == EINTR)
+		;
 }
 
 /* A URI's query and path have few letters of their own */
@@ -221,6 +241,11 @@ static int put(const struct export *e, const struct args *a, struct why *why)
 		json_object_set_new(d, "uri", json_sprintf("nbd+unix:///%s?socket=%s", disk ? disk : "",
 							   place ? place : ""));
 	}
+	/* cow has one overlay for all exports of an nbdkit: what is written to one disk would be read from the others */
+	if (arg_given(a, "writable") && json_array_size(json_object_get(all, "disks")) != 1)
+		return why_set(why, EINVAL, "--writable is for one disk at a time, and there are %zu: say --disk, and for "
+			       "the others start it again, with the same point (not latest)",
+			       json_array_size(json_object_get(all, "disks")));
 	json_object_set_new(all, "socket", json_string(e->socket));
 	json_object_set_new(all, "writable", json_boolean(arg_given(a, "writable")));
 	if (a->json) {
@@ -250,16 +275,12 @@ int point_export(const struct args *a, struct why *why)
 	if (!err)
 		err = put(&e, a, why);
 	while (!err && !interrupted()) {
-		if (ended(&e, &status))
-			err = why_set(why, EIO, "nbdkit has ended by itself");
-		else
+		if (!ended(&e, &status))
 			pause_ms(100);
+		else if (!interrupted())	/* Ctrl-C goes to both */
+			err = why_set(why, EIO, "nbdkit has ended by itself");
 	}
-	if (e.child > 0) {
-		kill(e.child, SIGTERM);
-		while (waitpid(e.child, &status, 0) < 0 && errno == EINTR)
-			;
-	}
+	nbdkit_stop(&e);
 	places_end(&e, started);
 	return err;
 }

@@ -495,8 +495,8 @@ int catalog_cert_check(struct catalog *cat, const char *host_id, const char *ser
 	if (ret <= 0)
 		return ret ? ret : why_set(why, ENOENT, "this vault knows no host %.40s", host_id);
 	if (*of ? strcmp(of, host_id) : strcmp(newest, serial))
-		return why_set(why, EKEYREJECTED, "this vault knows no such certificate of host %s: asrctl register with "
-			       "a key that is made with `asrctl vault key create --host %s`", name, name);
+		return why_set(why, EKEYREJECTED, "this vault knows no such certificate of host %s: asrctl register "
+			       "with a key that is made with `asrctl vault key create --host %s`", name, name);
 	if (revoked)
 		return why_set(why, EKEYREVOKED, "the certificate of host %s was revoked at %s: asrctl register with a "
 			       "key that is made with `asrctl vault key create --host %s`", name,

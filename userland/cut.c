@@ -338,6 +338,8 @@ static int by_name(struct wish *w, const struct cuts *c, const char *name, bool 
 			for (uint32_t e = t->foot.events; e > 0; e--)
 				if (!strcmp(t->events[e - 1].name, name) &&
 				    made_alone(w->ix, s, &t->events[e - 1], in)) {
+					if (!of_host(w, s))	/* not of another moment, then */
+						return chosen(w);
 					ret = point_behind(w->ix, s, k - 1, e - 1, &p, w->why);
 					if (!ret)
 						ret = consider(w, &p);

@@ -425,7 +425,7 @@ static X509 *host_sign(const char *ca_dir, const char *host, const char *host_id
 	return cert;
 }
 
-/* The host that the key is made for; or who shows a certificate keeps its identity; else a new one. serial: that shown */
+/* The host that the key is made for; who shows a certificate (serial) keeps its identity; else a new one */
 static int host_id_choose(struct catalog *cat, const char *key_id, SSL *ssl, char id[33], char serial[48],
 			  struct why *why)
 {

@@ -29,6 +29,9 @@
 #include <pthread.h>
 #include <string.h>
 
+#define XXH_STATIC_LINKING_ONLY	/* the state, on the stack */
+#include <xxhash.h>
+
 #define READERS		4
 
 struct extent {
@@ -46,7 +49,7 @@ struct block {
 	int err;
 	struct why why;
 	uint8_t *plain;			/* secret memory */
-	size_t bytes;
+	size_t bytes, cost;		/* of the payload; of all of the block */
 	struct frame_rec *recs;
 };
 
@@ -54,13 +57,15 @@ struct frame {
 	struct seg_frame at;
 	uint64_t frame_no;
 	const struct index_seg *seg;
-	uint32_t recs;			/* of the disk, as the footer says */
+	uint32_t recs;			/* of the disk, as the footer says; and what it says of them: */
+	XXH128_hash_t recs_sum;
 	uint8_t prev_tag[ASR_TAG_BYTES];
 	struct block *block;
 };
 
 struct image {
 	struct view *view;
+	struct why *why;		/* of the walk */
 	uint64_t bytes;
 	struct extent *extents;
 	size_t extent_count, extent_room;
@@ -70,7 +75,8 @@ struct image {
 	pthread_cond_t changed;		/* a block is ready, a reader is free */
 	struct view_reader *readers[READERS];
 	uint8_t *plain[READERS];	/* where it opens a payload; NULL: in use */
-	size_t cap, kept;		/* bytes of blocks that nobody holds */
+	size_t cap, kept;		/* memory of blocks that nobody holds */
+	uint8_t secret[XXH3_SECRET_SIZE_MIN];	/* nobody can make two lists of records that have one sum */
 	struct block ends;		/* of the list: .older is the newest, .newer the oldest */
 };
 
@@ -90,12 +96,58 @@ static int grow(void *list, size_t *room, size_t count, size_t size)
 	return 0;
 }
 
+/* What is said of a record: by the footer and by its frame, whose sums are compared when it is opened */
+struct said {
+	uint64_t sector, seq;
+	uint32_t sectors, record, kind, zero;
+};
+
+static void sum_add(XXH3_state_t *sum, uint32_t record, uint64_t sector, uint32_t sectors, uint32_t kind, uint64_t seq)
+{
+	const struct said said = { sector, seq, sectors, record, kind, 0 };
+
+	XXH3_128bits_update(sum, &said, sizeof(said));
+}
+
+/* The footer's, which the walk has newest first: that is by falling record */
+static XXH128_hash_t sum_footer(const struct image *im, const struct view_frame *f)
+{
+	XXH3_state_t sum;
+
+	XXH3_128bits_reset_withSecret(&sum, im->secret, sizeof(im->secret));
+	for (size_t i = f->rec_count; i > 0; i--)
+		sum_add(&sum, f->recs[i - 1]->record, f->recs[i - 1]->sector, f->recs[i - 1]->sectors,
+			f->recs[i - 1]->kind, f->recs[i - 1]->seq);
+	return XXH3_128bits_digest(&sum);
+}
+
+static XXH128_hash_t sum_frame(const struct image *im, const struct frame_view *v)
+{
+	uint16_t slot = view_slot(im->view);
+	XXH3_state_t sum;
+
+	XXH3_128bits_reset_withSecret(&sum, im->secret, sizeof(im->secret));
+	for (uint32_t i = 0; i < v->hdr.records; i++)
+		if (v->recs[i].disk == slot && view_is_content(v->recs[i].kind))
+			sum_add(&sum, i, v->recs[i].sector, v->recs[i].sectors, v->recs[i].kind, v->recs[i].seq);
+	return XXH3_128bits_digest(&sum);
+}
+
 /* The newest are met first, so what is met is never part of what is there */
 static int remember(const struct view_frame *f, void *arg)
 {
 	struct image *im = arg;
 	size_t before = im->extent_count;
+	struct frame_view v;
+	bool zeroes = false;
+	int ret;
 
+	for (size_t i = 0; i < f->count; i++)
+		zeroes |= !wire_kind_has_payload(f->pieces[i].kind);
+	/* nobody will read it again for what it says are zeroes: it is looked at now */
+	ret = zeroes ? view_frame_read(im->readers[0], f, im->plain[0], &v, im->why) : 0;
+	if (ret)
+		return ret;
 	for (size_t i = 0; i < f->count; i++) {
 		if (!wire_kind_has_payload(f->pieces[i].kind))
 			continue;
@@ -109,7 +161,8 @@ static int remember(const struct view_frame *f, void *arg)
 	if (im->frame_count == UINT32_MAX || grow(&im->frames, &im->frame_room, im->frame_count, sizeof(*im->frames)))
 		return -ENOMEM;
 	im->frames[im->frame_count] = (struct frame){ .at = f->at, .frame_no = f->frame_no, .seg = f->seg,
-						      .recs = (uint32_t)f->rec_count };
+						      .recs = (uint32_t)f->rec_count,
+						      .recs_sum = sum_footer(im, f) };
 	memcpy(im->frames[im->frame_count++].prev_tag, f->prev_tag, ASR_TAG_BYTES);
 	return 0;
 }
@@ -137,7 +190,7 @@ static size_t extent_at(const struct image *im, uint64_t sector)
 	return low;
 }
 
-bool image_extent(const struct image *im, uint64_t offset, uint64_t *bytes)
+bool image_extent(const struct image *im, uint64_t offset, uint64_t limit, uint64_t *bytes)
 {
 	size_t i = extent_at(im, offset / 512);
 	uint64_t end;
@@ -149,7 +202,7 @@ bool image_extent(const struct image *im, uint64_t offset, uint64_t *bytes)
 	}
 	do
 		end = im->extents[i].sector + im->extents[i].sectors;
-	while (++i < im->extent_count && im->extents[i].sector == end);
+	while (++i < im->extent_count && im->extents[i].sector == end && end * 512 < offset + limit);
 	*bytes = end * 512 - offset;
 	return true;
 }
@@ -160,7 +213,7 @@ static void list_out(struct image *im, struct block *b)
 {
 	b->newer->older = b->older;
 	b->older->newer = b->newer;
-	im->kept -= b->bytes;
+	im->kept -= b->cost;
 }
 
 static void list_in(struct image *im, struct block *b)
@@ -169,7 +222,7 @@ static void list_in(struct image *im, struct block *b)
 	b->older = im->ends.older;
 	b->older->newer = b;
 	im->ends.older = b;
-	im->kept += b->bytes;
+	im->kept += b->cost;
 }
 
 static void block_free(struct block *b)
@@ -200,7 +253,7 @@ static void block_drop(struct image *im, struct block *b)
 }
 
 /* Without the lock */
-static int block_open(struct view_reader *r, uint8_t *plain, struct block *b)
+static int block_open(const struct image *im, struct view_reader *r, uint8_t *plain, struct block *b)
 {
 	const struct frame *f = b->frame;
 	struct view_frame vf = { .seg = f->seg, .at = f->at, .frame_no = f->frame_no, .rec_count = f->recs };
@@ -211,7 +264,11 @@ static int block_open(struct view_reader *r, uint8_t *plain, struct block *b)
 	ret = view_frame_read(r, &vf, plain, &v, &b->why);
 	if (ret)
 		return ret;
+	if (!XXH128_isEqual(sum_frame(im, &v), f->recs_sum))
+		return why_set(&b->why, EBADMSG, "segment %s, offset %llu: the footer does not list the frame's records "
+			       "as they are", f->seg->file, (unsigned long long)f->at.offset);
 	b->bytes = v.hdr.plain_bytes;
+	b->cost = sizeof(*b) + v.hdr.records * sizeof(*b->recs) + b->bytes + 2 * 4096;	/* in whole pages */
 	b->plain = secret_alloc(b->bytes + 1);
 	b->recs = calloc(v.hdr.records + 1, sizeof(*b->recs));
 	if (!b->plain || !b->recs)
@@ -237,7 +294,7 @@ static void block_make(struct image *im, struct block *b)
 	plain = im->plain[n];
 	im->plain[n] = NULL;
 	pthread_mutex_unlock(&im->lock);
-	err = block_open(im->readers[n], plain, b);
+	err = block_open(im, im->readers[n], plain, b);
 	pthread_mutex_lock(&im->lock);
 	im->plain[n] = plain;
 	b->err = err;
@@ -342,6 +399,8 @@ int image_open(struct view *v, size_t cache_bytes, struct image **out, struct wh
 		im->ends.newer = im->ends.older = &im->ends;
 		pthread_mutex_init(&im->lock, NULL);
 		pthread_cond_init(&im->changed, NULL);
+		im->why = why;
+		ret = seal_random(im->secret, sizeof(im->secret));
 	}
 	for (int n = 0; n < READERS && !ret; n++) {
 		ret = view_reader_create(v, &im->readers[n]);

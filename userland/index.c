@@ -169,7 +169,7 @@ static int damaged(const struct index_seg *seg, uint64_t offset, struct why *why
 
 static int io_failed(const struct index_seg *seg, uint64_t offset, struct why *why, int ret)
 {
-	return damaged(seg, offset, why, ret == -ENODATA ? EBADMSG : -ret,
+	return damaged(seg, offset, why, ret == -ENODATA || ret == -ENOENT ? EBADMSG : -ret,
 		       ret == -ENODATA ? "the file ends before" : strerror(-ret));
 }
 

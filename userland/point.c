@@ -232,6 +232,9 @@ static int frame_at(struct resolver *r, uint64_t frame_no, uint8_t **buf, struct
 	ret = index_seg_load(r->ix, seg, r->why);
 	if (ret)
 		return ret;
+	if (frame_no - seg->hdr.first_frame_no >= seg->table.foot.frames)	/* it has changed since */
+		return why_set(r->why, EBADMSG, "segment %s: frame %llu is missing", seg->file,
+			       (unsigned long long)frame_no);
 	*buf = aligned_alloc(8, (INDEX_FRAME_ROOM + 7) & ~(size_t)7);
 	if (!*buf)
 		return why_set(r->why, ENOMEM, "out of memory");

@@ -505,6 +505,8 @@ int view_open(struct index *ix, const struct view_args *a, struct view **out, st
 void view_close(struct view *v);		/* NULL is fine */
 const struct point *view_point(const struct view *v);
 uint64_t view_sectors(const struct view *v);	/* of the disk */
+uint16_t view_slot(const struct view *v);	/* ... in its stream */
+bool view_is_content(uint8_t kind);		/* of a record: it says what a range of a disk holds */
 
 /* Sectors of which this record of a frame is the last that wrote them */
 struct view_piece {
@@ -549,8 +551,9 @@ int image_open(struct view *v, size_t cache_bytes, struct image **out, struct wh
 void image_close(struct image *im);		/* NULL is fine; nobody reads */
 /* -EINVAL: beyond the end; -EBADMSG: damaged, why has the place; buf is worth nothing then */
 int image_read(struct image *im, void *buf, size_t bytes, uint64_t offset, struct why *why);
-/* Has the disk data there, or is it a hole that reads as zeroes; and for how many bytes. offset: before its end */
-bool image_extent(const struct image *im, uint64_t offset, uint64_t *bytes);
+/* Has the disk data there, or is it a hole that reads as zeroes; and for how many bytes, limit at least if it goes on
+   so long. offset: before the disk's end */
+bool image_extent(const struct image *im, uint64_t offset, uint64_t limit, uint64_t *bytes);
 
 /* ------------------------------------------------------------ restore.c */
 

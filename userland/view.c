@@ -157,7 +157,7 @@ static int take_piece(uint64_t sector, uint32_t sectors, void *arg)
 	return 0;
 }
 
-static bool is_content(uint8_t kind)
+bool view_is_content(uint8_t kind)
 {
 	return wire_kind_has_payload(kind) || kind == ASR_KIND_ZEROES || kind == ASR_KIND_DISCARD ||
 	       kind == ASR_KIND_SYNC_ZEROES;
@@ -311,7 +311,7 @@ static bool frame_matches(const struct view *w, const struct frame_view *v, cons
 	size_t there = 0;
 
 	for (uint32_t i = 0; i < v->hdr.records; i++)
-		if (v->recs[i].disk == w->disk.slot && is_content(v->recs[i].kind))
+		if (v->recs[i].disk == w->disk.slot && view_is_content(v->recs[i].kind))
 			there++;
 	for (size_t i = 0; f->recs && i < f->rec_count; i++)
 		if (!rec_matches(v, f->recs[i]))
@@ -504,6 +504,11 @@ const struct point *view_point(const struct view *v)
 uint64_t view_sectors(const struct view *v)
 {
 	return v->disk.sectors;
+}
+
+uint16_t view_slot(const struct view *v)
+{
+	return v->disk.slot;
 }
 
 uint64_t view_uncovered(const struct view *v)

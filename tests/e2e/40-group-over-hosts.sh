@@ -93,6 +93,8 @@ for k in 0 1; do
 done
 kill -INT $exporter
 wait $exporter || fail "the export ended with status $?"
+refused 'for one disk at a time' "$B/asrctl" point export g --point name:last --key "$W/recovery.key" \
+	--vault-dir "$W/vault" --writable
 torn=0
 for i in 1 2 3 4 5 6; do
 	judge_mark "host:name:loose$i" || torn=$((torn + 1))

@@ -188,6 +188,10 @@ static void offered(void **state)
 	assert_int_equal(at(w, "host:latest", "host-a/d"), w->m[0]->seq);
 	assert_int_equal(at(w, "host:seq:2", "host-a/d"), 2);
 	assert_int_equal(at(w, "host:name:alone", "host-a/d"), 3);
+	/* of the time when A was alone: A's disk, and nobody else's of that name */
+	assert_int_equal(at(w, "name:alone", "host-a/d"), 3);
+	assert_int_equal(at(w, "name:alone", "host-b/d"), -ENOENT);
+	assert_int_equal(at(w, "name:alone", "nosuchhost/d"), -ENOENT);
 	assert_int_equal(index_open(w->dir, "g", &ix, &why), 0);
 	j = point_list_json(ix, &why);
 	assert_int_equal(json_array_size(json_object_get(j, "marks")), 5);

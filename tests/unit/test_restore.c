@@ -284,17 +284,17 @@ static void extents_check(struct image *im, const uint8_t *want)
 	uint64_t run;
 
 	for (uint64_t offset = 0; offset < BYTES; offset += run) {
-		bool data = image_extent(im, offset, &run), next;
+		bool data = image_extent(im, offset, BYTES, &run), next;
 		uint64_t more, tail;
 
 		assert_true(run && offset + run <= BYTES);
 		if (!data)
 			assert_memory_equal(want + offset, zeroes, run);
 		/* from within, the same end; and behind it something else */
-		assert_int_equal(image_extent(im, offset + run - 1, &tail), data);
+		assert_int_equal(image_extent(im, offset + run - 1, BYTES, &tail), data);
 		assert_int_equal(tail, 1);
 		if (offset + run < BYTES) {
-			next = image_extent(im, offset + run, &more);
+			next = image_extent(im, offset + run, BYTES, &more);
 			assert_int_not_equal(next, data);
 		}
 	}
@@ -528,6 +528,60 @@ static void flip_sealed(void **state)
 	world_free(w);
 }
 
+/* A footer that lies about one record, with checksums that fit: what a restore refuses, image.c refuses, too */
+static void footer_lies(void **state)
+{
+	struct world *w = world_new(18, 40000);
+	char *file = find_file(w, "segments/*.seg | sort -r"), *data;
+	static uint8_t out[BYTES], again[BYTES];
+	bool refused;
+	struct restore_result r;
+	struct seg_trailer tr, made;
+	struct seg_rec *recs, was;
+	struct seg_foot *foot;
+	struct why why;
+	size_t bytes, n;
+	int fd, caught = 0;
+
+	assert_int_equal(file_read(file, 1 << 24, &data, &bytes, NULL), 0);
+	memcpy(&tr, data + bytes - sizeof(tr), sizeof(tr));
+	foot = (void *)(data + tr.foot_offset);
+	n = foot->records * sizeof(*recs);
+	recs = (void *)(data + tr.foot_offset + tr.foot_bytes - n);
+	fd = open(file, O_RDWR);
+	for (uint32_t i = 0; i < 3 * foot->records; i++) {
+		struct seg_rec *rec = &recs[i / 3];
+
+		if (rec->disk || !wire_kind_has_payload(rec->kind))
+			continue;
+		was = *rec;
+		if (i % 3 == 0)
+			rec->kind = ASR_KIND_ZEROES;
+		else if (i % 3 == 1)
+			rec->sectors = 1;
+		else
+			rec->seq++;
+		made = tr;
+		made.recs_check = seg_check(recs, n);
+		made.check = seg_check(&made, offsetof(struct seg_trailer, check));
+		assert_int_equal(pwrite(fd, recs, n, (char *)recs - data), n);
+		assert_int_equal(pwrite(fd, &made, sizeof(made), (off_t)(bytes - sizeof(made))), sizeof(made));
+		why.text[0] = 0;
+		refused = restore(w, "latest", w->key[1], out, &r, &why) != 0;
+		if ((image_whole(w, "latest", w->key[1], again, &why) != 0) != refused ||
+		    (!refused && memcmp(out, again, BYTES)))
+			fail_msg("record %u, lie %u: restore %s it, image does not", i / 3, i % 3,
+				 refused ? "refuses" : "takes");
+		caught += refused;
+		*rec = was;
+	}
+	assert_true(caught > 10);
+	close(fd);
+	free(data);
+	free(file);
+	world_free(w);
+}
+
 /* In the unsealed tail a broken last frame cannot be told from a torn one: then it is not restored */
 static void flip_tail(void **state)
 {
@@ -674,7 +728,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(every_seq), cmocka_unit_test(read_anywhere), cmocka_unit_test(points),
 		cmocka_unit_test(destinations),
-		cmocka_unit_test(flip_sealed), cmocka_unit_test(flip_tail), cmocka_unit_test(flip_rest),
+		cmocka_unit_test(flip_sealed), cmocka_unit_test(footer_lies), cmocka_unit_test(flip_tail),
+		cmocka_unit_test(flip_rest),
 		cmocka_unit_test(cut_and_missing), cmocka_unit_test(oldest_missing),
 		cmocka_unit_test(absurd_sizes),
 	};

@@ -45,6 +45,7 @@ struct export {
 static struct index *ix;
 static struct export *exports;
 static size_t count;
+static bool broken;			/* a walk failed, and may have left half an index */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 /* ------------------------------------------------------------------ settings */
@@ -213,6 +214,9 @@ static int get_ready(void)
 		ret = set.disk ? export_add(set.disk, &why) : exports_all(&why);
 	if (!ret)
 		ret = report(&why);
+	secret_free(set.key);	/* the views have what they need of it */
+	secret_free(set.passphrase);
+	set.key = set.passphrase = NULL;
 	if (!ret)
 		return 0;
 	nbdkit_error("%s", why.text[0] ? why.text : strerror(-ret));
@@ -272,8 +276,11 @@ static void *open_export(int readonly)
 		return NULL;
 	}
 	pthread_mutex_lock(&lock);
-	if (!e->image)
+	if (!e->image && broken)
+		ret = why_set(&why, EIO, "a walk has failed before: what is in memory is not to be believed any more");
+	else if (!e->image)
 		ret = image_open(e->view, set.cache, &e->image, &why);
+	broken |= ret != 0;
 	pthread_mutex_unlock(&lock);
 	if (!ret)
 		return e;
@@ -322,7 +329,7 @@ static int extents(void *handle, uint32_t bytes, uint64_t offset, uint32_t flags
 	uint64_t end = offset + bytes, run;
 
 	for (; offset < end; offset += run) {
-		bool data = image_extent(e->image, offset, &run);
+		bool data = image_extent(e->image, offset, end - offset, &run);
 
 		if (nbdkit_add_extent(list, offset, run, data ? 0 : NBDKIT_EXTENT_HOLE | NBDKIT_EXTENT_ZERO) < 0)
 			return -1;
