@@ -241,10 +241,10 @@ static int put(const struct export *e, const struct args *a, struct why *why)
 		json_object_set_new(d, "uri", json_sprintf("nbd+unix:///%s?socket=%s", disk ? disk : "",
 							   place ? place : ""));
 	}
-	/* cow has one overlay for all exports of an nbdkit: what is written to one disk would be read from the others */
+	/* cow has one overlay for all exports: what is written to one disk would be read from the others */
 	if (arg_given(a, "writable") && json_array_size(json_object_get(all, "disks")) != 1)
-		return why_set(why, EINVAL, "--writable is for one disk at a time, and there are %zu: say --disk, and for "
-			       "the others start it again, with the same point (not latest)",
+		return why_set(why, EINVAL, "--writable is for one disk at a time, and there are %zu: say --disk, and "
+			       "for the others start it again, with the same point (not latest)",
 			       json_array_size(json_object_get(all, "disks")));
 	json_object_set_new(all, "socket", json_string(e->socket));
 	json_object_set_new(all, "writable", json_boolean(arg_given(a, "writable")));

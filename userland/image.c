@@ -265,8 +265,8 @@ static int block_open(const struct image *im, struct view_reader *r, uint8_t *pl
 	if (ret)
 		return ret;
 	if (!XXH128_isEqual(sum_frame(im, &v), f->recs_sum))
-		return why_set(&b->why, EBADMSG, "segment %s, offset %llu: the footer does not list the frame's records "
-			       "as they are", f->seg->file, (unsigned long long)f->at.offset);
+		return why_set(&b->why, EBADMSG, "segment %s, offset %llu: the footer does not list the frame's "
+			       "records as they are", f->seg->file, (unsigned long long)f->at.offset);
 	b->bytes = v.hdr.plain_bytes;
 	b->cost = sizeof(*b) + v.hdr.records * sizeof(*b->recs) + b->bytes + 2 * 4096;	/* in whole pages */
 	b->plain = secret_alloc(b->bytes + 1);
