@@ -18,7 +18,9 @@ rows=$B/bench/resync.rows
 : > "$rows"
 gj() { ctl group show b -o json | jq -r "$1"; }
 ended() { [ "$(grep -c 'consistent; ' "$W/asrd.log")" = "$1" ]; }
-stored() { find "$W/vault/groups" \( -name '*.seg' -o -name '*.open' \) -exec stat -c %s {} + | awk '{ n += $1 } END { printf "%.0f\n", n }'; }
+stored() {
+	find "$W/vault/groups" \( -name '*.seg' -o -name '*.open' \) -exec stat -c %s {} + | awk '{ n += $1 } END { printf "%.0f\n", n }'
+}
 change() { # SEED: a hundredth of the blocks, each once
 	perl -e 'my ($file, $blocks, $seed) = @ARGV; srand($seed); my %at;
 		open(my $f, "+<", $file) or die "$file: $!"; open(my $r, "<", "/dev/urandom") or die;
