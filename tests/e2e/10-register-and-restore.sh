@@ -83,7 +83,10 @@ want group g --recipient rec.crt --ring-size 16M
 refused 'a group g already' group g --recipient rec.crt
 
 say "its disk, restored"
+# the ring is empty when all is in the vault, or in the spool
+settled() { asrctl group show g --control asrd.sock -o json | jq -e '.status.rpo_bytes == 0' >/dev/null; }
 want asr-ringgen --ring ring --job rand4k --bytes 32M --disk-size 16M --image want.img
+retry_until 60 settled || fail "it does not settle"
 restore() { asrctl restore g --vault-dir v --disk bench --key rec.key "$@"; }
 want restore --point latest --to got.img
 cmp want.img got.img || fail "the restored disk is another"
@@ -122,6 +125,7 @@ retry_until 60 connected true || fail "the host does not come back: $(tail -n 3 
 stranger stolen | grep -q 'was revoked at' || fail "a certificate that was revoked counts again: $(stranger stolen)"
 ! stranger s | grep -q not-allowed || fail "the new one does not count"
 want asr-ringgen --ring ring --job rand4k --bytes 8M --disk-size 16M --seed 2 --image want.img
+retry_until 60 settled || fail "it does not settle"
 rm got.img
 want restore --point latest --to got.img
 cmp want.img got.img || fail "the disk after its host came back is another"

@@ -41,6 +41,8 @@ V=(--vault-dir "$W/vault" --key "$W/recovery.key")
 pipe_up 16 1
 "$B/tests/asr-ringgen" --ring "$W/ring" --job rand4k --bytes 6M --disk-size 16M --image "$W/image" > "$W/gen.json"
 first=$(jq .last_seq "$W/gen.json")
+settled() { ctl group show b -o json | jq -e '.status.rpo_bytes == 0 and .status.consistent' > /dev/null; }
+retry_until 60 settled || fail "it does not settle: $(ctl status)"
 restored "seq:$first" "$W/want"
 cmp "$W/want" "$W/image" || fail "the restored image is another"
 
@@ -77,7 +79,6 @@ say "the newest moment"
 kill $generator
 wait $generator || :
 generator=
-settled() { ctl group show b -o json | jq -e '.status.rpo_bytes == 0 and .status.consistent' > /dev/null; }
 retry_until 60 settled || fail "it does not settle: $(ctl status)"
 export_start b --point latest "${V[@]}"
 want nbdcopy "$URI" "$W/copy"
