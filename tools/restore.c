@@ -20,21 +20,8 @@ static int show(uint64_t done, uint64_t total, void *arg)
 
 static int text_read(const char *path, char **text, struct why *why)
 {
-	cleanup_free char *data = NULL;
-	size_t bytes;
-	int err;
-
 	*text = NULL;
-	if (!path)
-		return 0;
-	err = file_read(path, PEM_MAX, &data, &bytes, why);
-	if (err)
-		return err;
-	*text = secret_alloc(bytes + 1);
-	if (*text)
-		memcpy(*text, data, bytes + 1);
-	explicit_bzero(data, bytes);
-	return *text ? 0 : -ENOMEM;
+	return path ? file_read_secret(path, PEM_MAX, text, why) : 0;
 }
 
 static void put_result(const struct args *a, const struct restore_args *ra, const struct restore_result *r)

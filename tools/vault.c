@@ -171,7 +171,7 @@ int vault_key_list(const struct args *a, struct why *why)
 	static const struct col cols[] = {
 		{ "ID", "id", COL_TEXT }, { "STATE", "state", COL_TEXT },
 		{ "EXPIRES", "expires", COL_TEXT }, { "USED", "used", COL_TEXT },
-		{ "HOST", "host_id", COL_TEXT },
+		{ "HOST", "host_id", COL_TEXT }, { "FOR", "for_host_id", COL_TEXT },
 	};
 	cleanup_json rows = json_array(), *answer = NULL;
 	struct catalog *cat;

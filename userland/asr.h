@@ -70,6 +70,8 @@ int name_check(const char *what, const char *name, struct why *why);
 int size_parse(const char *text, uint64_t *bytes);
 /* Whole file, NUL added; *bytes may be NULL. -EFBIG over max. */
 int file_read(const char *path, size_t max, char **data, size_t *bytes, struct why *why);
+/* The same into secret_alloc memory; *text is the caller's to secret_free */
+int file_read_secret(const char *path, size_t max, char **text, struct why *why);
 /* Atomic and durable: temporary, fsync, rename, fsync of the folder. */
 int file_write(const char *path, mode_t mode, const void *data, size_t bytes, struct why *why);
 int dir_make(const char *path, mode_t mode, struct why *why);		/* with parents */
@@ -269,6 +271,7 @@ void tls_free(SSL_CTX *ctx);	/* NULL is fine; connections keep their own referen
 int tls_cert_uri(const X509 *cert, char *out, size_t bytes);
 /* Its serial number, in upper-case hex; NULL, or a number too long: -EBADMSG */
 int tls_cert_serial(const X509 *cert, char *out, size_t bytes);
+#define TLS_SERIAL_BYTES	48	/* room for the 20 octets that RFC 5280 allows, in hex */
 
 /* --------------------------------------------------------------- conn.c */
 

@@ -426,8 +426,8 @@ static X509 *host_sign(const char *ca_dir, const char *host, const char *host_id
 }
 
 /* The host that the key is made for; who shows a certificate (serial) keeps its identity; else a new one */
-static int host_id_choose(struct catalog *cat, const char *key_id, SSL *ssl, char id[33], char serial[48],
-			  struct why *why)
+static int host_id_choose(struct catalog *cat, const char *key_id, SSL *ssl, char id[33],
+			  char serial[TLS_SERIAL_BYTES], struct why *why)
 {
 	X509 *cert = SSL_get0_peer_certificate(ssl);
 	struct catalog_key key;
@@ -440,7 +440,7 @@ static int host_id_choose(struct catalog *cat, const char *key_id, SSL *ssl, cha
 
 	serial[0] = 0;
 	if (!err && shown)
-		err = tls_cert_serial(cert, serial, 48);
+		err = tls_cert_serial(cert, serial, TLS_SERIAL_BYTES);
 	if (err)
 		return err;
 	if (*key.for_host && shown && strcmp(uri + 9, key.for_host))
@@ -486,7 +486,7 @@ static json_t *enrol(struct catalog *cat, const char *dir, SSL *ssl, const char 
 	cleanup_free char *ca_dir = NULL, *cert_pem = NULL, *ca_pem = NULL;
 	X509 *ca = NULL, *cert = NULL;
 	json_t *answer = NULL;
-	char host_id[33], shown[48];
+	char host_id[33], shown[TLS_SERIAL_BYTES];
 	int err = -ENOMEM;
 
 	*error = "internal";

@@ -20,7 +20,7 @@
  * Locks: lock, over frames' blocks, the list and the readers; never held while
  * a frame is read or opened.
  *
- * Context: blocks on the file system. Memory: 24 bytes for each extent, 120 for
+ * Context: blocks on the file system. Memory: 24 bytes for each extent, 136 for
  * each frame, the cap, and what is being read.
  */
 #include "vault.h"

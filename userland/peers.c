@@ -36,7 +36,7 @@ struct peer {
 	bool up;
 	bool replaced;			/* by a newer one: its end is no news of the host */
 	char host_id[33];		/* known when dialled, or up */
-	char serial[48];		/* of its certificate, when up */
+	char serial[TLS_SERIAL_BYTES];	/* of its certificate, when up */
 };
 
 struct peers {

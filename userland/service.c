@@ -36,7 +36,7 @@ struct client {
 	struct conn *conn;
 	char host_id[CATALOG_ID_BYTES];
 	char host[ASR_NAME_BYTES];
-	char serial[48];		/* of its certificate */
+	char serial[TLS_SERIAL_BYTES];	/* of its certificate */
 	char address[INET6_ADDRSTRLEN], peer_address[300];
 	uint64_t since_ns, born_ns, frames, bytes;
 	bool hello, closing, asked;	/* asked: to be enrolled */

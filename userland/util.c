@@ -161,6 +161,21 @@ static int write_whole(int fd, const char *p, size_t bytes)
 	return fsync(fd) < 0 ? -errno : 0;
 }
 
+int file_read_secret(const char *path, size_t max, char **text, struct why *why)
+{
+	cleanup_free char *data = NULL;
+	size_t bytes;
+	int ret = file_read(path, max, &data, &bytes, why);
+
+	if (ret)
+		return ret;
+	*text = secret_alloc(bytes + 1);
+	if (*text)
+		memcpy(*text, data, bytes + 1);
+	explicit_bzero(data, bytes);
+	return *text ? 0 : why_set(why, ENOMEM, "cannot read %s: out of memory", path);
+}
+
 int file_write(const char *path, mode_t mode, const void *data, size_t bytes, struct why *why)
 {
 	cleanup_free char *tmp = NULL;

@@ -32,7 +32,7 @@ struct catalog_key {			/* a registration key */
 struct catalog_host {
 	char id[CATALOG_ID_BYTES];	/* of "asr:host:ID" */
 	char name[ASR_NAME_BYTES];
-	char serial[48];		/* of its newest certificate, hex (tls_cert_serial) */
+	char serial[TLS_SERIAL_BYTES];	/* of its newest certificate, hex (tls_cert_serial) */
 	uint64_t enrolled_ns, expires_ns;
 	uint64_t revoked_ns;		/* 0: it has a certificate that counts */
 };

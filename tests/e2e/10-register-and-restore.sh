@@ -122,8 +122,8 @@ refused 'was revoked at' register --key any
 want asrctl vault key create --vault-dir v --host web-1 --out back
 want register --key back --host web-1
 retry_until 60 connected true || fail "the host does not come back: $(tail -n 3 asrd.log)"
-stranger stolen | grep -q 'was revoked at' || fail "a certificate that was revoked counts again: $(stranger stolen)"
-! stranger s | grep -q not-allowed || fail "the new one does not count"
+said=$(stranger stolen)	# it ends when the vault closes
+grep -q 'was revoked at' <<<"$said" || fail "a certificate that was revoked counts again: $said"
 want asr-ringgen --ring ring --job rand4k --bytes 8M --disk-size 16M --seed 2 --image want.img
 retry_until 60 settled || fail "it does not settle"
 rm got.img

@@ -52,22 +52,14 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 static int secret_read(const char *path, char **text)
 {
-	cleanup_free char *data = NULL;
 	struct why why;
-	size_t bytes;
 
-	if (file_read(path, PEM_MAX, &data, &bytes, &why)) {
-		nbdkit_error("%s", why.text);
-		return -1;
-	}
 	secret_free(*text);
-	*text = secret_alloc(bytes + 1);
-	if (*text)
-		memcpy(*text, data, bytes + 1);
-	explicit_bzero(data, bytes);
-	if (!*text)
-		nbdkit_error("out of memory");
-	return *text ? 0 : -1;
+	*text = NULL;
+	if (!file_read_secret(path, PEM_MAX, text, &why))
+		return 0;
+	nbdkit_error("%s", why.text);
+	return -1;
 }
 
 static int passphrase_read(const char *value)
@@ -284,7 +276,7 @@ static void *open_export(int readonly)
 	pthread_mutex_unlock(&lock);
 	if (!ret)
 		return e;
-	nbdkit_error("%s: %s", e->name, why.text);
+	nbdkit_error("%s: %s", e->name, why.text[0] ? why.text : strerror(-ret));
 	return NULL;
 }
 
@@ -318,7 +310,7 @@ static int pread_(void *handle, void *buf, uint32_t bytes, uint64_t offset, uint
 
 	if (!ret)
 		return 0;
-	nbdkit_error("%s: %s", e->name, why.text);
+	nbdkit_error("%s: %s", e->name, why.text[0] ? why.text : strerror(-ret));
 	nbdkit_set_error(ret == -ENOMEM ? ENOMEM : EIO);
 	return -1;
 }
