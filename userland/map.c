@@ -5,9 +5,11 @@
  *
  * Design. The range, 32 MiB at most, is painted from the newest segment to the
  * oldest, and in each from the newest record to the oldest; a sector takes the
- * first colour that it meets, so painting ends when all have one. What is
- * painted is then written down in order of sector, and each frame that is named
- * contributes its header and its sealed digests.
+ * first colour that it meets, so painting ends when all have one. Of the frames
+ * that have a part in it, the heads of sealed ones are then begun to be read, all
+ * at once: one after the other they take longer than the source takes to read its
+ * disk. At last what is painted is written down in order of sector, and each frame
+ * that is named contributes its header and its sealed digests.
  *
  *   not yet sealed   tables in memory, all records of them are looked at: they
  *                    are one segment's size, whatever the history
@@ -30,8 +32,6 @@
  * Context. The loop's thread; blocks on the file system for SLICE_NS and one
  * read. Memory: a map some 3 MiB and 64 bytes for each record that is the newest
  * somewhere; of each segment visited its head and 16 bytes for each SAMPLE records.
- *
- * Not done. Reading ahead: a vault on rotating disks seeks for each frame.
  */
 #include "vault.h"
 
@@ -70,9 +70,9 @@ struct map_cache {
 /* A record that is the newest somewhere */
 struct version {
 	uint64_t seg;			/* its first frame's number */
-	uint64_t offset;		/* of the frame in it; 0: stands in the footer of ... */
-	const struct map_seg *sealed;	/* ... this one */
-	uint32_t bytes, records;	/* of the frame, when offset is known */
+	uint64_t offset;		/* of the frame in it */
+	const struct map_seg *sealed;	/* NULL: it was in memory */
+	uint32_t bytes, records;	/* of the frame; once placed, when sealed */
 	uint32_t base, out;		/* its first digest, its frame in the answer; once read */
 	struct seg_rec rec;
 };
@@ -91,6 +91,7 @@ struct map {
 	struct version *versions;
 	uint32_t count, room;
 	uint32_t *by_frame;		/* versions in order of frame */
+	uint32_t placed;		/* of them: the frame's place is known, and being read */
 	uint32_t at;			/* sectors written down */
 	struct msg_map *out;		/* MAP_BYTES_MAX: the message */
 	uint8_t *frames;		/* what will stand behind its extents */
@@ -169,12 +170,19 @@ static int list_more(struct map *m)
 	return 0;
 }
 
-static int seg_read(const struct map *m, const struct map_seg *g, uint64_t offset, void *buf, size_t bytes)
+static void seg_file(const struct map *m, const struct map_seg *g, char out[SEG_NAME_BYTES + 8])
 {
-	char name[SEG_NAME_BYTES], file[SEG_NAME_BYTES + 8];
+	char name[SEG_NAME_BYTES];
 
 	seg_name(ingest_group(m->s), ingest_uuid(m->s), g->first, name);
-	snprintf(file, sizeof(file), "%s.seg", name);
+	snprintf(out, SEG_NAME_BYTES + 8, "%s.seg", name);
+}
+
+static int seg_read(const struct map *m, const struct map_seg *g, uint64_t offset, void *buf, size_t bytes)
+{
+	char file[SEG_NAME_BYTES + 8];
+
+	seg_file(m, g, file);
 	return store_get(ingest_store(m->s), file, offset, buf, bytes);
 }
 
@@ -503,31 +511,61 @@ static int damaged(const struct version *v, const char *text, struct why *why)
 	return why_set(why, EBADMSG, "frame %llu: %s", (unsigned long long)(v->seg + v->rec.frame), text);
 }
 
+/* What is read of the frame at first: mostly all that is wanted of it */
+static size_t head_guess(const struct version *v)
+{
+	size_t guess = sizeof(struct frame_hdr) + (size_t)v->records * sizeof(struct frame_rec) + 1024;
+
+	return guess < v->bytes ? guess : v->bytes;
+}
+
+/* Where the next version's frame lies, which its segment's footer says; reading its head begins */
+static int place_next(struct map *m, struct why *why)
+{
+	uint32_t n = m->placed++;
+	struct version *v = &m->versions[m->by_frame[n]];
+	const struct version *o = n ? &m->versions[m->by_frame[n - 1]] : NULL;
+	char file[SEG_NAME_BYTES + 8];
+	struct seg_frame f;
+	int ret;
+
+	if (o && o->seg == v->seg && o->rec.frame == v->rec.frame) {
+		v->offset = o->offset;
+		v->bytes = o->bytes;
+		v->records = o->records;
+		return 0;
+	}
+	if (!v->sealed)
+		return 0;
+	ret = seg_read(m, v->sealed, v->sealed->frames_at + v->rec.frame * sizeof(f), &f, sizeof(f));
+	if (ret || f.bytes < sizeof(struct frame_hdr) || f.records > ASR_FRAME_RECORDS_MAX)
+		return damaged(v, ret ? strerror(-ret) : "the footer does not fit it", why);
+	v->offset = f.offset;
+	v->bytes = f.bytes;
+	v->records = f.records;
+	seg_file(m, v->sealed, file);
+	store_ahead(ingest_store(m->s), file, v->offset, head_guess(v));
+	return 0;
+}
+
 /* The frame's head, as far as its sealed digests and their tag: 0 and its header */
 static int head_read(struct map *m, struct version *v, struct frame_hdr *h, struct why *why)
 {
-	struct seg_frame f = { .offset = v->offset, .bytes = v->bytes, .records = v->records };
-	size_t guess, whole;
-	int ret = 0;
+	size_t guess = head_guess(v), whole;
+	int ret;
 
-	if (v->sealed)
-		ret = seg_read(m, v->sealed, v->sealed->frames_at + v->rec.frame * sizeof(f), &f, sizeof(f));
-	guess = sizeof(*h) + (size_t)f.records * sizeof(struct frame_rec) + 1024;
-	if (ret || f.bytes < sizeof(*h) || f.records > ASR_FRAME_RECORDS_MAX)
-		return damaged(v, ret ? strerror(-ret) : "the footer does not fit it", why);
-	guess = guess < f.bytes ? guess : f.bytes;
-	ret = ingest_read(m->s, v->seg, f.offset, m->head, guess);
+	ret = ingest_read(m->s, v->seg, v->offset, m->head, guess);
 	if (ret)
 		return damaged(v, strerror(-ret), why);
 	if (wire_frame_peek(m->head, guess, h, why))
 		return -EBADMSG;
 	whole = sizeof(*h) + h->records * sizeof(struct frame_rec) + h->meta_bytes + h->digest_bytes + ASR_TAG_BYTES;
-	if (h->total_bytes != f.bytes || h->records != f.records || h->frame_no != v->seg + v->rec.frame ||
+	if (h->total_bytes != v->bytes || h->records != v->records || h->frame_no != v->seg + v->rec.frame ||
 	    memcmp(h->group, ingest_group(m->s), ASR_UUID_BYTES) ||
 	    memcmp(h->stream, ingest_uuid(m->s), ASR_UUID_BYTES))
 		return damaged(v, "this is not the frame that the footer names", why);
 	if (whole > guess)
-		ret = ingest_read(m->s, v->seg, f.offset + guess, m->head + guess, whole - guess);
+		ret = ingest_read(m->s, v->seg, v->offset + guess, m->head + guess, whole - guess);
 	return ret ? damaged(v, strerror(-ret), why) : 0;
 }
 
@@ -684,6 +722,8 @@ int map_step(struct map *m, const uint8_t **data, size_t *bytes, struct why *why
 			ret = paint_sealed(m, m->seg, why);
 		} else if (!m->by_frame) {
 			ret = order_versions(m);
+		} else if (m->placed < m->count) {
+			ret = place_next(m, why);
 		} else {
 			ret = extent_add(m, why);
 			if (ret == 1 || (!ret && m->at == m->ask.sectors)) {

@@ -168,6 +168,14 @@ int store_get(struct store *s, const char *name, uint64_t offset, void *buf, siz
 	return 0;
 }
 
+void store_ahead(struct store *s, const char *name, uint64_t offset, size_t bytes)
+{
+	cleanup_fd int fd = name_legal(name) ? openat(s->fd, name, O_RDONLY | O_CLOEXEC) : -1;
+
+	if (fd >= 0)
+		posix_fadvise(fd, (off_t)offset, (off_t)bytes, POSIX_FADV_WILLNEED);
+}
+
 int store_head(struct store *s, const char *name, uint64_t *bytes)
 {
 	struct stat st;

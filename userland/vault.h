@@ -135,6 +135,8 @@ void store_close(struct store *s);		/* NULL is fine */
 int store_put(struct store *s, const char *name, const void *data, size_t bytes);	/* -EEXIST */
 /* exactly bytes, or -ENODATA when the object ends before */
 int store_get(struct store *s, const char *name, uint64_t offset, void *buf, size_t bytes);
+/* A hint: these bytes will be asked for soon; reading them begins, nobody waits */
+void store_ahead(struct store *s, const char *name, uint64_t offset, size_t bytes);
 int store_head(struct store *s, const char *name, uint64_t *bytes);
 /* Names directly under folder, sorted; each: without the folder, non-zero ends */
 int store_list(struct store *s, const char *folder, int (*each)(const char *name, void *arg), void *arg);
