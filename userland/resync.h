@@ -16,7 +16,7 @@
 #define PART_BYTES	(PART_CHUNKS * CHUNK_BYTES)
 #define SYNC_SECTORS	(ASR_FRAME_PAYLOAD / 512)	/* of one record */
 #define ZERO_SECTORS	8192		/* of one record of zeroes */
-#define WINDOWS		4		/* asked for ahead */
+#define WINDOWS		8		/* asked for ahead */
 #define RUNS		4096		/* taken and not yet durable */
 #define RUNS_SLACK	(2 * PARTS + 64)
 #define SHARE_BYTES	(4u << 20)	/* of the ring, between two rounds; of a round, while the ring waits */

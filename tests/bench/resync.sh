@@ -12,7 +12,7 @@ set -eu
 # shellcheck source=tests/bench/lib.sh
 . "$(dirname "$0")/lib.sh"
 MIB=${MIB:-4096}
-ROUNDS=${ROUNDS:-3}
+ROUNDS=${ROUNDS:-5}
 RING_DISK=$B/bench/resync.disk
 rows=$B/bench/resync.rows
 : > "$rows"
