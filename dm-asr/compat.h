@@ -13,6 +13,7 @@
 #include <linux/err.h>
 #include <linux/file.h>
 #include <linux/highmem.h>
+#include <linux/hrtimer.h>
 #include <linux/mm.h>
 
 #if !ASR_HAS_SANITY_PASS || ASR_HAS_SANITY_FAIL
@@ -202,6 +203,22 @@ static inline void asr_compat_vma_forbid_write(struct vm_area_struct *vma)
 }
 #else
 #error "vm_flags: no known shape"
+#endif
+
+/* A timer of CLOCK_MONOTONIC, in softirq. */
+#if ASR_HAS_HRTIMER_SETUP
+static inline void asr_compat_hrtimer_init(struct hrtimer *t, enum hrtimer_restart (*fn)(struct hrtimer *))
+{
+	hrtimer_setup(t, fn, CLOCK_MONOTONIC, HRTIMER_MODE_ABS_SOFT);
+}
+#elif !ASR_HAS_HRTIMER_SETUP
+static inline void asr_compat_hrtimer_init(struct hrtimer *t, enum hrtimer_restart (*fn)(struct hrtimer *))
+{
+	hrtimer_init(t, CLOCK_MONOTONIC, HRTIMER_MODE_ABS_SOFT);
+	t->function = fn;
+}
+#else
+#error "hrtimer: no known shape"
 #endif
 
 /* `case` label and first words of the measurement status, where it exists. */

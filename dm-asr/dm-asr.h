@@ -34,6 +34,7 @@
 #include <linux/completion.h>
 #include <linux/device-mapper.h>
 #include <linux/fs.h>
+#include <linux/hrtimer.h>
 #include <linux/list.h>
 #include <linux/mm.h>
 #include <linux/module.h>
@@ -225,7 +226,7 @@ struct asr_group {
 	u64 durable_seq;		/* at the vault: all records up to it */
 	u64 seq_logged;			/* the highest that a log of this group was told */
 
-	struct delayed_work hold_work;
+	struct hrtimer hold_timer;
 	struct work_struct release_work;
 	struct work_struct report_work;
 	wait_queue_head_t poll;
@@ -462,8 +463,8 @@ int asr_group_mark(struct asr_group *g, struct asr_mark *arg);
 int asr_group_release(struct asr_group *g, struct asr_release *arg);
 /* Ends a hold that is on, as broken. */
 void asr_group_break_hold(struct asr_group *g);
-/* group->hold_work, ->release_work */
-void asr_hold_work(struct work_struct *work);
+/* group->hold_timer, ->release_work */
+enum hrtimer_restart asr_hold_timer(struct hrtimer *timer);
 void asr_release_work(struct work_struct *work);
 
 /* ------------------------------------------------------------ chardev.c */

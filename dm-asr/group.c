@@ -210,7 +210,7 @@ static struct asr_group *alloc_group(const char *name, u64 ring_bytes, u64 first
 	INIT_LIST_HEAD(&g->held);
 	INIT_LIST_HEAD(&g->released);
 	INIT_LIST_HEAD(&g->targets);
-	INIT_DELAYED_WORK(&g->hold_work, asr_hold_work);
+	asr_compat_hrtimer_init(&g->hold_timer, asr_hold_timer);
 	INIT_WORK(&g->release_work, asr_release_work);
 	INIT_WORK(&g->report_work, report_work);
 	init_waitqueue_head(&g->poll);
@@ -222,7 +222,7 @@ static void free_group(struct asr_group *g)
 {
 	int i;
 
-	cancel_delayed_work_sync(&g->hold_work);
+	hrtimer_cancel(&g->hold_timer);
 	cancel_work_sync(&g->release_work);
 	cancel_work_sync(&g->report_work);
 	for (i = 0; i < ASR_DISKS_MAX; i++)

@@ -9,14 +9,16 @@
  *
  *   A hold withholds completions of writes that stand after its mark, so that
  *   marks of several hosts make one cut. It ends by RELEASE, else broken: by
- *   its timer, a suspend, or the consumer's end. Timers are delayed_work: a
- *   tick late does no harm. The model of it: tests/model/group-mark.pml.
+ *   its timer, a suspend, or the consumer's end. The timer is an hrtimer: with
+ *   ticks of 4 ms and more a hold of 50 ms would be one of 57. The model of it:
+ *   tests/model/group-mark.pml.
  *
  * Invariants
- *   A completion is withheld at most ASR_HOLD_MAX_NS and a few ticks.
+ *   A completion is withheld at most for as long as the mark said, ASR_HOLD_MAX_NS
+ *   at most, and what a worker needs to be awake.
  *   A mark whose hold was broken is never declared one of all hosts.
  *
- * Context: process, but for *_locked.
+ * Context: process, but for *_locked, and the timer: softirq.
  */
 #include "dm-asr.h"
 
@@ -45,18 +47,17 @@ void asr_release_work(struct work_struct *work)
 		bio_endio(io->bio);
 }
 
-void asr_hold_work(struct work_struct *work)
+/* Of this hold, or of one that ended before its time: then the deadline is another's, whose timer is set */
+enum hrtimer_restart asr_hold_timer(struct hrtimer *timer)
 {
-	struct asr_group *g = container_of(to_delayed_work(work), struct asr_group, hold_work);
-	u64 now = ktime_get_ns();
+	struct asr_group *g = container_of(timer, struct asr_group, hold_timer);
+	unsigned long flags;
 
-	spin_lock_irq(&g->lock);
-	if (g->hold.on && now >= g->hold.deadline_ns)
+	spin_lock_irqsave(&g->lock, flags);
+	if (g->hold.on && ktime_get_ns() >= g->hold.deadline_ns)
 		end_hold_locked(g, true);
-	else if (g->hold.on)
-		mod_delayed_work(asr_wq, &g->hold_work,
-				 nsecs_to_jiffies(g->hold.deadline_ns - now) + 1);
-	spin_unlock_irq(&g->lock);
+	spin_unlock_irqrestore(&g->lock, flags);
+	return HRTIMER_NORESTART;
 }
 
 void asr_group_break_hold(struct asr_group *g)
@@ -73,7 +74,7 @@ static void begin_hold_locked(struct asr_group *g, u64 id, u64 hold_ns)
 
 	g->hold = (struct asr_hold){ .id = id, .on = true, .since_ns = now,
 				     .deadline_ns = now + hold_ns };
-	mod_delayed_work(asr_wq, &g->hold_work, nsecs_to_jiffies(hold_ns) + 1);
+	hrtimer_start(&g->hold_timer, ns_to_ktime(now + hold_ns), HRTIMER_MODE_ABS_SOFT);
 }
 
 /* A mark, with a hold or without; or what is said of one */
