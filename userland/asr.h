@@ -242,6 +242,11 @@ int seal_cert_describe(const char *cert_pem, char *out, size_t bytes, struct why
 struct seal;
 int seal_create(const uint8_t key[ASR_KEY_BYTES], const uint8_t session[ASR_UUID_BYTES], struct seal **s);
 void seal_destroy(struct seal *s);
+/* Those of the sessions that were asked for last, for who opens frames of many. The key stays the caller's. */
+struct seals;
+int seals_create(const uint8_t key[ASR_KEY_BYTES], struct seals **out);
+void seals_destroy(struct seals *s);	/* NULL is fine */
+struct seal *seals_get(struct seals *s, const uint8_t session[ASR_UUID_BYTES]);	/* NULL: no memory */
 /*
  * Seals in one pass: in are the plaintext pieces of the section, out gets
  * ciphertext and tag. open: -EBADMSG when the tag does not fit; out is

@@ -33,7 +33,6 @@
 
 #include "source.h"
 
-#define SESSIONS	8
 #define BLOCKS_PER_CHUNK	(ASR_CHUNK_SECTORS / ASR_BLOCK_SECTORS)
 
 enum how { UNKNOWN, ZERO, DIGEST, NEVER };
@@ -42,7 +41,6 @@ struct compare {
 	struct ship *ship;
 	char *group;
 	uint8_t stream[ASR_UUID_BYTES];
-	const uint8_t *key;
 	kick_fn *kick;
 	void *arg;
 	struct window *windows;
@@ -52,30 +50,10 @@ struct compare {
 	bool opened[MAP_FRAMES_MAX];
 	bool silent;			/* the vault cannot: on this connection nobody asks again */
 	bool said;
-	struct {
-		uint8_t session[ASR_UUID_BYTES];
-		struct seal *seal;
-	} sessions[SESSIONS];
-	unsigned int session_next;
+	struct seals *seals;
 };
 
 /* --------------------------------------------------------- opening digests */
-
-static struct seal *session_seal(struct compare *c, const uint8_t *session)
-{
-	unsigned int n;
-
-	for (n = 0; n < SESSIONS; n++)
-		if (c->sessions[n].seal && !memcmp(c->sessions[n].session, session, ASR_UUID_BYTES))
-			return c->sessions[n].seal;
-	n = c->session_next++ % SESSIONS;
-	seal_destroy(c->sessions[n].seal);
-	c->sessions[n].seal = NULL;
-	if (seal_create(c->key, session, &c->sessions[n].seal))
-		return NULL;
-	memcpy(c->sessions[n].session, session, ASR_UUID_BYTES);
-	return c->sessions[n].seal;
-}
 
 static void say(struct compare *c, const char *what, const char *why)
 {
@@ -89,7 +67,7 @@ static void open_frames(struct compare *c)
 	for (uint32_t i = 0; i < c->view.hdr.frames; i++) {
 		const struct frame_hdr *h = c->view.frame[i];
 		uint8_t *sealed = c->map + ((const uint8_t *)(h + 1) - c->map);
-		struct seal *s = session_seal(c, h->session);
+		struct seal *s = seals_get(c->seals, h->session);
 
 		c->opened[i] = s && !seal_open(s, h->frame_no, 1, h, sizeof(*h), sealed, h->digest_bytes,
 					       sealed + h->digest_bytes, sealed);
@@ -265,13 +243,13 @@ int compare_create(struct ship *ship, const char *group, const uint8_t stream[AS
 {
 	struct compare *c = calloc(1, sizeof(*c));
 
-	if (!c || !(c->group = strdup(group)) || !(c->map = malloc(MAP_BYTES_MAX))) {
+	if (!c || !(c->group = strdup(group)) || !(c->map = malloc(MAP_BYTES_MAX)) ||
+	    seals_create(key, &c->seals)) {
 		compare_destroy(c);
 		return -ENOMEM;
 	}
 	c->ship = ship;
 	memcpy(c->stream, stream, ASR_UUID_BYTES);
-	c->key = key;
 	c->kick = kick;
 	c->arg = arg;
 	*out = c;
@@ -290,8 +268,7 @@ void compare_destroy(struct compare *c)
 	if (!c)
 		return;
 	compare_lost(c);
-	for (int i = 0; i < SESSIONS; i++)
-		seal_destroy(c->sessions[i].seal);
+	seals_destroy(c->seals);
 	free(c->map);
 	free(c->group);
 	free(c);

@@ -345,6 +345,51 @@ void seal_destroy(struct seal *s)
 	free(s);
 }
 
+#define SEALS	8u
+
+struct seals {
+	const uint8_t *key;
+	struct {
+		uint8_t session[ASR_UUID_BYTES];
+		struct seal *seal;
+	} at[SEALS];
+	unsigned int next;		/* the oldest */
+};
+
+int seals_create(const uint8_t key[ASR_KEY_BYTES], struct seals **out)
+{
+	struct seals *s = calloc(1, sizeof(*s));
+
+	if (!s)
+		return -ENOMEM;
+	s->key = key;
+	*out = s;
+	return 0;
+}
+
+void seals_destroy(struct seals *s)
+{
+	for (unsigned int n = 0; s && n < SEALS; n++)
+		seal_destroy(s->at[n].seal);
+	free(s);
+}
+
+struct seal *seals_get(struct seals *s, const uint8_t session[ASR_UUID_BYTES])
+{
+	unsigned int n;
+
+	for (n = 0; n < SEALS; n++)
+		if (s->at[n].seal && !memcmp(s->at[n].session, session, ASR_UUID_BYTES))
+			return s->at[n].seal;
+	n = s->next++ % SEALS;
+	seal_destroy(s->at[n].seal);
+	s->at[n].seal = NULL;
+	if (seal_create(s->key, session, &s->at[n].seal))
+		return NULL;
+	memcpy(s->at[n].session, session, ASR_UUID_BYTES);
+	return s->at[n].seal;
+}
+
 static void nonce_make(uint8_t nonce[ASR_NONCE_BYTES], uint64_t frame_no, uint32_t section)
 {
 	memcpy(nonce, &frame_no, 8);

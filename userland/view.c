@@ -269,33 +269,11 @@ int view_walk(struct view *v, view_fn *fn, void *arg, struct why *why)
 
 /* ------------------------------------------------------------------- reading */
 
-#define SESSIONS	8
-
 struct view_reader {
 	struct view *v;
-	struct {
-		uint8_t session[ASR_UUID_BYTES];
-		struct seal *seal;
-	} sessions[SESSIONS];
-	unsigned int session_next;
+	struct seals *seals;
 	uint8_t *frame;
 };
-
-static struct seal *session_seal(struct view_reader *r, const uint8_t *session)
-{
-	unsigned int n;
-
-	for (n = 0; n < SESSIONS; n++)
-		if (r->sessions[n].seal && !memcmp(r->sessions[n].session, session, ASR_UUID_BYTES))
-			return r->sessions[n].seal;
-	n = r->session_next++ % SESSIONS;
-	seal_destroy(r->sessions[n].seal);
-	r->sessions[n].seal = NULL;
-	if (seal_create(r->v->key, session, &r->sessions[n].seal))
-		return NULL;
-	memcpy(r->sessions[n].session, session, ASR_UUID_BYTES);
-	return r->sessions[n].seal;
-}
 
 static bool rec_matches(const struct frame_view *v, const struct seg_rec *s)
 {
@@ -329,7 +307,7 @@ int view_frame_read(struct view_reader *r, const struct view_frame *f, uint8_t *
 	if (ret)
 		return ret;
 	inner.text[0] = 0;
-	seal = session_seal(r, v->hdr.session);
+	seal = seals_get(r->seals, v->hdr.session);
 	if (!seal)
 		return why_set(why, ENOMEM, "cannot make a session key");
 	if (!frame_matches(r->v, v, f))
@@ -346,8 +324,8 @@ int view_reader_create(struct view *v, struct view_reader **out)
 
 	if (r)
 		r->frame = aligned_alloc(8, (INDEX_FRAME_ROOM + 7) & ~(size_t)7);
-	if (!r || !r->frame) {
-		free(r);
+	if (!r || !r->frame || seals_create(v->key, &r->seals)) {
+		view_reader_destroy(r);
 		return -ENOMEM;
 	}
 	r->v = v;
@@ -357,10 +335,10 @@ int view_reader_create(struct view *v, struct view_reader **out)
 
 void view_reader_destroy(struct view_reader *r)
 {
-	for (unsigned int i = 0; r && i < SESSIONS; i++)
-		seal_destroy(r->sessions[i].seal);
-	if (r)
-		free(r->frame);
+	if (!r)
+		return;
+	seals_destroy(r->seals);
+	free(r->frame);
 	free(r);
 }
 
