@@ -10,7 +10,7 @@
  *
  * Invariants. Exit status 0: done; 1: failed, with one line on stderr that
  * says why (and {"error"} on stdout with -o json); 2: wrong usage, nothing
- * was tried. Of `group verify` 1 means: they differ; 2: it could not be done.
+ * was tried. Of `group verify` 1 means: they differ, of `vault check`: there is damage; 2: it could not be done.
  */
 #include "asrctl.h"
 
@@ -51,6 +51,12 @@ const struct command commands[] = {
 	{ "vault", "status", "", "the vault daemon, its hosts and groups", 0, 0, vault_status,
 	  OPTS(OPT("vault-control", "PATH", "control socket of asr-vaultd [" ASR_VAULT_SOCKET "]"),
 	       OPT_VAULT_DIR) },
+	{ "vault", "check", "[GROUP]", "prove that what the vault holds is whole", 0, 1, vault_check,
+	  OPTS(OPT("key", "KEY.pem", "private key of a recipient: blocks are compared with their digests, too"),
+	       OPT("cert", "CERT.pem", "that recipient's certificate [tries all]"),
+	       OPT("passphrase-file", "FILE", "file with the passphrase of the private key"),
+	       OPT("journal", "FILE", "remember there what is sound, and do not read it again"),
+	       OPT("rate", "SIZE", "bytes to read in a second, as 50M [no limit]"), OPT_VAULT_DIR) },
 	{ "register", NULL, "", "enrol this host with a vault", 0, 0, register_host,
 	  OPTS(OPT("key", "FILE", "registration key made by the vault; - reads it from stdin",
 		 .required = true),
@@ -503,7 +509,7 @@ int main(int argc, char **argv)
 	}
 	err = a.command->run(&a, &why);
 	if (err < 0)
-		return fail(&a, err, &why) + (a.command->run == group_verify);
+		return fail(&a, err, &why) + (a.command->run == group_verify || a.command->run == vault_check);
 	if (err > 0)
 		return err;
 	if (fflush(stdout) || ferror(stdout))

@@ -324,6 +324,8 @@ int group_resync(const struct args *a, struct why *why);
 int group_pause(const struct args *a, struct why *why);
 int group_resume(const struct args *a, struct why *why);
 int group_verify(const struct args *a, struct why *why);	/* 1: they differ */
+/* --rate: bytes a second; 0: none is wanted */
+int rate_read(const struct args *a, uint64_t *bytes, struct why *why);
 int app_serve(const struct args *a, struct why *why);
 int disk_protect(const struct args *a, struct why *why);
 int disk_unprotect(const struct args *a, struct why *why);
@@ -340,6 +342,13 @@ int spool_discard_run(const struct args *a, struct why *why);
 int status_show(const struct args *a, struct why *why);
 int point_show(const struct args *a, struct why *why);
 int point_export(const struct args *a, struct why *why);
+/* What --key, --cert and --passphrase-file name, read into secret memory; NULL: not given */
+struct recipient {
+	char *key, *cert, *passphrase;
+};
+int recipient_read(const struct args *a, struct recipient *r, struct why *why);
+void recipient_free(struct recipient *r);
+int vault_check(const struct args *a, struct why *why);	/* 1: there is damage */
 int restore_run(const struct args *a, struct why *why);
 
 #endif /* ASRCTL_H */

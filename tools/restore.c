@@ -24,6 +24,26 @@ static int text_read(const char *path, char **text, struct why *why)
 	return path ? file_read_secret(path, PEM_MAX, text, why) : 0;
 }
 
+int recipient_read(const struct args *a, struct recipient *r, struct why *why)
+{
+	int err = text_read(arg_value(a, "key", NULL), &r->key, why);
+
+	if (!err)
+		err = text_read(arg_value(a, "cert", NULL), &r->cert, why);
+	if (!err)
+		err = text_read(arg_value(a, "passphrase-file", NULL), &r->passphrase, why);
+	if (!err && r->passphrase)
+		r->passphrase[strcspn(r->passphrase, "\r\n")] = 0;
+	return err;
+}
+
+void recipient_free(struct recipient *r)
+{
+	secret_free(r->key);
+	secret_free(r->cert);
+	secret_free(r->passphrase);
+}
+
 static void put_result(const struct args *a, const struct restore_args *ra, const struct restore_result *r)
 {
 	cleanup_json json = NULL;
@@ -41,7 +61,7 @@ static void put_result(const struct args *a, const struct restore_args *ra, cons
 
 int restore_run(const struct args *a, struct why *why)
 {
-	char *key = NULL, *cert = NULL, *pass = NULL;
+	struct recipient who = {0};
 	struct restore_result result = {0};
 	struct progress progress;
 	struct restore_args ra = {
@@ -51,17 +71,11 @@ int restore_run(const struct args *a, struct why *why)
 	};
 	int err;
 
-	err = text_read(arg_value(a, "key", NULL), &key, why);
-	if (!err)
-		err = text_read(arg_value(a, "cert", NULL), &cert, why);
-	if (!err)
-		err = text_read(arg_value(a, "passphrase-file", NULL), &pass, why);
+	err = recipient_read(a, &who, why);
 	if (!err) {
-		if (pass)
-			pass[strcspn(pass, "\r\n")] = 0;
-		ra.key_pem = key;
-		ra.cert_pem = cert;
-		ra.passphrase = pass;
+		ra.key_pem = who.key;
+		ra.cert_pem = who.cert;
+		ra.passphrase = who.passphrase;
 		progress_begin(&progress, ra.disk, a->json);
 		interrupt_catch();
 		err = restore_disk(&ra, &result, why);
@@ -71,8 +85,6 @@ int restore_run(const struct args *a, struct why *why)
 	}
 	if (!err)
 		put_result(a, &ra, &result);
-	secret_free(key);
-	secret_free(cert);
-	secret_free(pass);
+	recipient_free(&who);
 	return err;
 }

@@ -7,18 +7,25 @@
 #include <errno.h>
 #include <string.h>
 
-static int rate_of(const struct args *a, json_t *parameters, struct why *why)
+int rate_read(const struct args *a, uint64_t *bytes, struct why *why)
 {
-	const char *rate = arg_value(a, "rate", NULL);
-	uint64_t bytes;
+	const char *rate = arg_value(a, "rate", "0");
 
-	if (!rate)
-		return 0;
-	if (strcmp(rate, "0") && (size_parse(rate, &bytes) || bytes < 65536 || bytes > 1ull << 50))
+	*bytes = 0;
+	if (strcmp(rate, "0") && (size_parse(rate, bytes) || *bytes < 65536 || *bytes > 1ull << 50))
 		return why_set(why, EINVAL, "bad rate \"%.40s\": bytes a second, as 50M, or 0 for no limit; at least "
 			       "64K", rate);
-	json_object_set_new(parameters, "rate", json_integer(strcmp(rate, "0") ? (json_int_t)bytes : 0));
 	return 0;
+}
+
+static int rate_of(const struct args *a, json_t *parameters, struct why *why)
+{
+	uint64_t bytes;
+	int err = rate_read(a, &bytes, why);
+
+	if (!err && arg_given(a, "rate"))
+		json_object_set_new(parameters, "rate", json_integer((json_int_t)bytes));
+	return err;
 }
 
 static const char *flag(const json_t *o, const char *key, const char *yes, const char *no)

@@ -631,6 +631,21 @@ int catalog_groups(struct catalog *cat, int (*each)(const struct catalog_group *
 	return ret;
 }
 
+int catalog_sound(struct catalog *cat, struct why *why)
+{
+	sqlite3_stmt *st;
+	int ret = run(cat, why, &st, "PRAGMA integrity_check(1)", "");
+
+	if (ret)
+		return ret;
+	ret = step(cat, st, why);
+	if (ret > 0)
+		ret = strcmp((const char *)sqlite3_column_text(st, 0), "ok") ?
+		      why_set(why, EBADMSG, "%s is damaged: %.300s", cat->path, sqlite3_column_text(st, 0)) : 0;
+	sqlite3_finalize(st);
+	return ret;
+}
+
 int catalog_group_delete(struct catalog *cat, const uint8_t uuid[ASR_UUID_BYTES], struct why *why)
 {
 	return run(cat, why, NULL, "UPDATE grp SET deleted = ? WHERE uuid = ? AND deleted = 0", "ib",

@@ -29,7 +29,7 @@
 
 /* ------------------------------------------------------------ finding groups */
 
-static int group_json_read(const char *dir, json_t **out, struct why *why)
+int index_group_read(const char *dir, json_t **out, struct why *why)
 {
 	cleanup_free char *path = NULL, *text = NULL;
 	json_error_t err;
@@ -82,7 +82,7 @@ json_t *index_groups(const char *dir, struct why *why)
 		}
 		if (!exists(path, "group.json"))
 			continue;	/* made half before a crash: never acknowledged */
-		if (group_json_read(path, &g, &bad)) {	/* no reason to do without the others */
+		if (index_group_read(path, &g, &bad)) {	/* no reason to do without the others */
 			log_warn("%s", bad.text);
 			continue;
 		}
@@ -369,6 +369,20 @@ struct opening {
 	char last[80];			/* newest name, without its ending */
 };
 
+bool index_seg_name(const char *name, uint8_t stream[ASR_UUID_BYTES], uint64_t *first, bool *sealed)
+{
+	unsigned long long no;
+	char hex[33], end[8];
+	int n = 0;
+
+	if (sscanf(name, "%32[0-9a-f]-%16llx.%5[a-z]%n", hex, &no, end, &n) != 3 || name[n] ||
+	    hex_decode(hex, stream, ASR_UUID_BYTES) || (strcmp(end, "seg") && strcmp(end, "open")))
+		return false;
+	*first = no;
+	*sealed = !strcmp(end, "seg");
+	return true;
+}
+
 /* Names come in order: by stream, then frame number; .open before .seg of one name */
 static int on_name(const char *name, void *arg)
 {
@@ -376,16 +390,12 @@ static int on_name(const char *name, void *arg)
 	struct index_seg seg = { .sealed = true }, *more;
 	struct index_stream *s;
 	uint8_t uuid[ASR_UUID_BYTES];
-	char hex[33], end[8];
-	unsigned long long first;
-	int n = 0, ret;
+	uint64_t first;
+	int ret;
 
-	if (strlen(name) >= sizeof(seg.file) ||
-	    sscanf(name, "%32[0-9a-f]-%16llx.%5[a-z]%n", hex, &first, end, &n) != 3 || name[n] ||
-	    hex_decode(hex, uuid, sizeof(uuid)) || (strcmp(end, "seg") && strcmp(end, "open")))
+	if (strlen(name) >= sizeof(seg.file) || !index_seg_name(name, uuid, &first, &seg.sealed))
 		return why_set(o->why, EBADMSG, "%s/segments/%s does not belong there", o->ix->dir, name);
 	snprintf(seg.file, sizeof(seg.file), "%s", name);
-	seg.sealed = !strcmp(end, "seg");
 	if (!strncmp(o->last, name, 49))
 		return 0;	/* listed while it was renamed */
 	snprintf(o->last, sizeof(o->last), "%.49s", name);
@@ -418,7 +428,7 @@ int index_open(const char *dir, const char *group, struct index **out, struct wh
 		ret = group_find(dir, group, &ix->dir, why);
 	}
 	if (!ret)
-		ret = group_json_read(ix->dir, &ix->group, why);
+		ret = index_group_read(ix->dir, &ix->group, why);
 	if (ret)
 		goto fail;
 	snprintf(ix->name, sizeof(ix->name), "%s", text_of(ix->group, "name"));

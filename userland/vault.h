@@ -119,6 +119,8 @@ int catalog_member_refuse(struct catalog *cat, const uint8_t group[ASR_UUID_BYTE
 			  struct why *why);	/* admitted no longer; -ENOENT: it was not */
 /* Who made a group is in it: of one that an older daemon has made since the upgrade */
 int catalog_member_first(struct catalog *cat, const struct catalog_group *g, struct why *why);
+/* Does SQLite find its file whole? -EBADMSG: what it says */
+int catalog_sound(struct catalog *cat, struct why *why);
 /* Who did what; never fails its caller: a failure is logged. */
 void catalog_audit(struct catalog *cat, const char *who, const char *what, const char *detail);
 
@@ -363,6 +365,10 @@ struct index {
  */
 int index_open(const char *dir, const char *group, struct index **out, struct why *why);
 void index_close(struct index *ix);
+/* group.json of a group's folder, as far as it has a name and a uuid */
+int index_group_read(const char *dir, json_t **out, struct why *why);
+/* Is it a segment's file name; of which stream, from which frame on, sealed? pure */
+bool index_seg_name(const char *name, uint8_t stream[ASR_UUID_BYTES], uint64_t *first, bool *sealed);
 /* Names of the groups in a vault: [{"name","uuid","host"}] */
 json_t *index_groups(const char *dir, struct why *why);
 /* Header must be loaded. Trailer and head of the sealed segment folder/seg->file into seg->table */
@@ -590,6 +596,36 @@ struct restore_result {
  */
 int restore_disk(const struct restore_args *a, struct restore_result *r, struct why *why);
 json_t *restore_json(const struct restore_args *a, const struct restore_result *r);
+
+/* --------------------------------------------------------- vaultcheck.c */
+
+struct vaultcheck_finding {
+	const char *group, *host;	/* names; host "" when it is not known */
+	const char *file;		/* in the group's segments/, or vault.db, or "" */
+	uint64_t seq;			/* points from it on may need what is damaged; 0: not known */
+	const char *text;
+};
+struct vaultcheck_args {
+	const char *vault_dir;		/* vault, or a bare copy of a group's folder */
+	const char *group;		/* name or uuid; NULL: all, and the catalogue */
+	const char *key_pem, *cert_pem, *passphrase;	/* as for view_open; key_pem NULL: no look at content */
+	const char *journal;		/* file: what was found sound before is not read again; NULL: none */
+	uint64_t rate;			/* bytes to be read in a second; 0: no limit */
+	/* in bytes of the folder; non-zero ends with -ECANCELED. NULL is fine */
+	int (*progress)(uint64_t done, uint64_t total, void *arg);
+	void (*found)(const struct vaultcheck_finding *f, void *arg);
+	void *arg;
+};
+struct vaultcheck_result {
+	uint64_t groups, streams, segments, frames, records, blocks, bytes, total;
+	uint64_t skipped;		/* segments that the journal knows to be sound */
+	uint64_t locked;		/* streams that the key does not open */
+	uint64_t findings;
+	uint64_t elapsed_ns;
+};
+/* 0: it came to its end, whatever it found. -ENOENT: no such vault or group; -ECANCELED; ...: why says it */
+int vaultcheck_run(const struct vaultcheck_args *a, struct vaultcheck_result *r, struct why *why);
+json_t *vaultcheck_json(const struct vaultcheck_result *r);
 
 /* ------------------------------------------------------------- ingest.c */
 

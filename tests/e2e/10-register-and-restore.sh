@@ -130,6 +130,17 @@ rm got.img
 want restore --point latest --to got.img
 cmp want.img got.img || fail "the disk after its host came back is another"
 
+say "what the vault holds is whole, beside the daemon; and a byte that is not as it was is found"
+check() { asrctl vault check --vault-dir v "$@" -o json >check.json; }
+check --key rec.key || fail "not sound: $(cat check.json)"
+jq -e '.sound and .groups == 1 and .frames > 0 and .blocks > 0 and .findings == []' check.json >/dev/null ||
+	fail "$(cat check.json)"
+refused 'no group "x"' asrctl vault check x --vault-dir v
+refused 'is neither a vault nor' asrctl vault check --vault-dir .
+refused 'no group of a vault' asrctl vault check --vault-dir s
+refused 'bad rate "1"' asrctl vault check --vault-dir v --rate 1
+refused 'none of its recipients' asrctl vault check --vault-dir v --key s/host.key
+
 say "the same from the group's folder alone, with no daemon"
 kill "${pids[@]}"
 wait "${pids[@]}" || fail "a daemon ended with an error: $(tail -n 3 asrd.log vaultd.log)"
@@ -137,4 +148,9 @@ pids=()
 cp -r v/groups/* bare
 want asrctl restore g --vault-dir bare --disk bench --point latest --key rec.key --to bare.img
 cmp want.img bare.img || fail "the disk from a bare folder is another"
+want asrctl vault check --vault-dir bare --key rec.key --journal journal
+seg=$(find bare -name '*.seg' -o -name '*.open' | sort | head -n 1)
+printf x | dd of="$seg" bs=1 seek=5000 conv=notrunc status=none
+asrctl vault check --vault-dir bare >out && fail "it is sound, with a byte that is not as it was"
+grep -q "damage: group g.*$(basename "$seg")" out || fail "it said: $(cat out)"
 echo ok
