@@ -5,18 +5,22 @@
 # build/bench/groups.json and a table.
 #
 # Two guests, fio on the protected disk of each, DEPTH writes of 4 KiB in flight without a pause, and all alike, so that
-# an emulated processor can ship them: marks need a load that is captured. The load runs on while marks are made each
-# second and not at all, by turns: with, without, without, with; windows of WINDOW seconds. What the guests' disks
-# took in a window is asked of QEMU, and the ratio is taken round by round: the machine's ups and downs meet both.
-# A second in which a guest's processor waits for one of a busy machine's says nothing about marks: the second
-# ratio leaves those out. A hold ends by the coordinator's word, or at the cap (HOLD; 250 ms, for an emulated host
-# answers late): how long they were, and for how long writes were delayed at the most, is what asrctl group show says.
+# an emulated processor can ship them: marks need a load that is captured. A write takes DELAY ms (dm-delay), as on a
+# disk that has platters: so it is the disk that says how many there are in a second, and what marks take from them
+# shows; without it (DELAY=0) it is the emulated processor, whose own ups and downs are larger than what is looked for.
+# The load runs on while marks are made each second and not at all, by turns: with, without, without, with; windows of
+# WINDOW seconds. What the guests' disks took in a window is asked of QEMU, and the ratio is taken round by round. A
+# second in which a guest's processor waits for one of a busy machine's says nothing about marks: the second ratio
+# leaves those out. A hold ends by the coordinator's word, or at the cap (HOLD): how long they were, and for how long
+# writes were delayed at the most, is what asrctl group show says.
 set -eu
 if [ -n "${ASR_GUEST:-}" ]; then
 	# shellcheck source=tests/e2e/hosts-guest.sh
 	. /asr/in/hosts-guest.sh
 	# shellcheck source=/dev/null
 	. /asr/in/load
+	modprobe dm_mod
+	modprobe dm_delay
 	host_up
 	protected
 	fio --name=load --filename=/dev/mapper/v0 --rw=randwrite --bs=4k --ioengine=libaio --iodepth="$DEPTH" --direct=1 \
@@ -38,11 +42,12 @@ cd "$(dirname "$0")/../.."
 VM_OUT=$PWD/build/bench/groups.d
 # shellcheck source=tests/e2e/hosts-lib.sh
 . tests/e2e/hosts-lib.sh
-WINDOW=${WINDOW:-10} ROUNDS=${ROUNDS:-12} HOLD=${HOLD:-250ms} DEPTH=${DEPTH:-32}
+WINDOW=${WINDOW:-10} ROUNDS=${ROUNDS:-12} HOLD=${HOLD:-50ms} DEPTH=${DEPTH:-16} DELAY=${DELAY:-8}
 rows=$PWD/build/bench/groups.rows
 mkdir -p "$VM_OUT"
 : > "$rows"
-echo "DEPTH=$DEPTH RING=64M" > "$VM_OUT/load"
+echo "DEPTH=$DEPTH RING=64M LOWER='$([ "$DELAY" = 0 ] && echo linear /dev/d0 0 || echo "delay /dev/d0 0 0 /dev/d0 0 $DELAY")'" \
+	> "$VM_OUT/load"
 host_disk() { truncate -s 32M "$1"; }
 HOST_RUNS=load HOST_MORE=(--add "$VM_OUT/load" --qemu -qmp --qemu "unix:qmp,server=on,wait=off")
 hosts_up 2
@@ -83,7 +88,7 @@ states() { # of both: the load has to be captured, not only tracked
 		count_of "h$k" '{state: .status.state, overflows: .status.overflows, declared: .marks.declared, failed: .marks.failed}'
 	done
 }
-echo "$ROUNDS rounds of four windows of $WINDOW s, $DEPTH writes in flight on each of two hosts"
+echo "$ROUNDS rounds of four windows of $WINDOW s, $DEPTH writes of $DELAY ms in flight on each of two hosts"
 for ((r = 0; r < ROUNDS; r++)); do
 	marks_each 1s 1
 	w=$(window with) || exit 1
@@ -106,12 +111,12 @@ hosts_stop 300
 vaultd_stop
 jq -se 'all(.[].hosts[]; .state == "CAPTURE" and .overflows == 0)' "$rows" > /dev/null ||
 	fail "this machine does not ship what the load writes, so that no marks were made: try a smaller DEPTH"
-jq -s --slurpfile hosts "$VM_OUT/holds" --argjson depth "$DEPTH" --argjson window "$WINDOW" '
+jq -s --slurpfile hosts "$VM_OUT/holds" --argjson depth "$DEPTH" --argjson delay "$DELAY" --argjson window "$WINDOW" '
 	def median: sort | if length % 2 == 1 then .[length / 2 | floor] else (.[length / 2 - 1] + .[length / 2]) / 2 end;
 	def mean: add / length;
 	def error: mean as $m | if length < 2 then null else (map(. - $m | . * .) | add / (length - 1) / length | sqrt) end;
 	def ratio: {median: median, mean: mean, standard_error: error, low: min, high: max};
-	{depth: $depth, window_s: $window, rounds: ., ratio: (map(.ratio) | ratio), ratio_own: (map(.ratio_own) | ratio),
+	{depth: $depth, delay_ms: $delay, window_s: $window, rounds: ., ratio: (map(.ratio) | ratio), ratio_own: (map(.ratio_own) | ratio),
 	hosts: $hosts}' "$rows" > build/bench/groups.json
 jq -r 'def r: . * 1000 | round / 1000; def ms: . / 1000 | r;
 	def line: "median \(.median | r), mean \(.mean | r) +- \((.standard_error // 0) | r), from \(.low | r) to \(.high | r)";

@@ -3,7 +3,8 @@
 #
 # hosts-guest.sh - one host of a group over several; to be sourced in the guest.
 # /asr/in/role says who it is: HOST, NODE, OF, ADDRESS (where the others reach it), NEXT (its
-# neighbour's chain), CHAINS. RING may be set: the ring's size.
+# neighbour's chain), CHAINS, CLOCK (seconds that its clock is wrong). RING may be set: the ring's size; LOWER: the
+# end of the table of the volume.
 #
 #   host_up             registered, asrd up; the first makes the group, others wait to be admitted
 #   protected           disk /dev/d0 as HOST-d0 in group g, its first copy at the vault
@@ -17,6 +18,7 @@
 . /asr/in/role
 
 host_up() {
+	date -s "@$(($(date +%s) + CLOCK))" > /dev/null || fail "date"
 	modprobe dm_mod; insmod /asr/dm-asr.ko
 	mkdir -p /run/asr /var/lib/asr /etc/asr
 	printf '[peers]\naddress = %s\n' "$ADDRESS" > /etc/asr/asrd.conf
@@ -34,7 +36,7 @@ host_up() {
 }
 
 protected() {
-	dmsetup create v0 --table "0 $(blockdev --getsz /dev/d0) linear /dev/d0 0"
+	dmsetup create v0 --table "0 $(blockdev --getsz /dev/d0) ${LOWER:-linear /dev/d0 0}" || fail "dmsetup create"
 	asrctl disk protect /dev/mapper/v0 --group g --name "$HOST-d0" --no-wait || fail "disk protect"
 	retry_until 180 drained || { asrctl status; tail -n 5 /run/asrd.log; fail "no initial copy"; }
 	say protected

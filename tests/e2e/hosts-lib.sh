@@ -5,9 +5,11 @@
 #
 #   hosts_up N [CHAINS]        guests h0 to hN-1, protected, their chains running. Before it may be changed:
 #                              host_disk FILE makes a host's disk, HOST_MORE: more words for vm_start,
-#                              HOST_RUNS: what a guest says when its load runs
+#                              HOST_RUNS: what a guest says when its load runs,
+#                              HOST_CLOCK[K]: by how many seconds host K's clock is wrong
 #   declared, failed           marks so far, as the coordinator says
 #   link_stop K, link_cont K, link_cut K   what the others send to host K stands still, goes on, breaks
+#   net_bad K WORD..., net_good K          netem on all that host K sends, to the others and to the vault; no more
 #   hosts_stop [SECONDS]       all are told to stop, and have ended well
 #   points_now                 how many points of all hosts the vault has by now
 #   points_of_all FROM TO      names of all points of all hosts, from one mark to another, into $W/marks
@@ -30,6 +32,11 @@ link_cut() {
 	link_up "$1"
 }
 
+net_bad() {
+	want vm_exec "h$1" "modprobe sch_netem && tc qdisc replace dev eth0 root netem ${*:2}"
+}
+net_good() { want vm_exec "h$1" "tc qdisc del dev eth0 root"; }
+
 hosts_end() {
 	local l
 	for l in "${LINK[@]}"; do
@@ -37,7 +44,7 @@ hosts_end() {
 	done
 	e2e_end
 }
-declare -a LINK=() HOST_MORE=()
+declare -a LINK=() HOST_MORE=() HOST_CLOCK=()
 HOST_RUNS=chain
 host_disk() { truncate -s 4M "$1"; }
 trap hosts_end EXIT
@@ -52,7 +59,7 @@ hosts_up() {
 		mkdir -p "$W/h$k"
 		want "$B/asrctl" vault key create --vault-dir "$W/vault" --out "$W/h$k/regkey"
 		cat > "$W/h$k/role" <<- R
-			HOST=h$k NODE=$k OF=$N CHAINS=$CHAINS
+			HOST=h$k NODE=$k OF=$N CHAINS=$CHAINS CLOCK=${HOST_CLOCK[$k]:-0}
 			ADDRESS=10.0.2.2:$((BASE + 10 * k + 1))
 			NEXT=10.0.2.2:$((BASE + 10 * ((k + 1) % N) + 2))
 		R

@@ -3,8 +3,8 @@
 # make soak-groups
 # timeout: 14400
 # A group over HOSTS hosts (3), a mark each 100 ms, writes that depend on each other across all of them; asrds, the
-# coordinator's too, die, links stand still and break, at random, until there are POINTS points (1000): each of
-# them is restored, and is a prefix.
+# coordinator's too, die, links stand still and break, networks delay, lose, double and reorder packets (netem), at
+# random, until there are POINTS points (1000): each of them is restored, and is a prefix.
 set -eu
 if [ -n "${ASR_GUEST:-}" ]; then
 	# shellcheck source=tests/e2e/hosts-guest.sh
@@ -25,10 +25,11 @@ named() { # NAME: the group may be in trouble just now
 }
 named first
 killed() { ! vm_exec "h$1" "test -e /run/kill-asrd"; }
-have=$(points_now) goal=$((have + points)) kills=0 stops=0 cuts=0
+net=
+have=$(points_now) goal=$((have + points)) kills=0 stops=0 cuts=0 bad=0
 while [ "$have" -lt $goal ]; do
 	k=$((RANDOM % hosts))
-	case $((RANDOM % 4)) in
+	case $((RANDOM % 5)) in
 	0)
 		want vm_exec "h$k" "touch /run/kill-asrd"
 		retry_until 120 killed "$k" || fail "asrd of h$k was not killed"
@@ -44,14 +45,21 @@ while [ "$have" -lt $goal ]; do
 		link_cut "$k"
 		cuts=$((cuts + 1))
 		;;
-	3) ;;
+	3)
+		net_bad "$k" delay $((1 + RANDOM % 80))ms 20ms loss $((RANDOM % 6))% duplicate $((RANDOM % 6))% reorder 10% 50%
+		net=$k
+		bad=$((bad + 1))
+		;;
+	4) ;;
 	esac
 	now=$(points_now)
 	grew() { [ "$(points_now)" -gt $((now + 3)) ]; }
 	retry_until 300 grew || { for ((k = 0; k < hosts; k++)); do marks_of "$k"; done; fail "no more points"; }
+	[ -z "$net" ] || net_good "$net"
+	net=
 	have=$(points_now)
 done
-say "$kills asrds killed, $stops times a link stood still, $cuts broke: $have points"
+say "$kills asrds killed, $stops times a link stood still, $cuts broke, $bad bad networks: $have points"
 named last
 for ((k = 0; k < hosts; k++)); do
 	say "h$k: $(marks_of "$k" | jq -c '{coordinator, declared, failed, holds: (.holds | del(.buckets)),

@@ -23,7 +23,7 @@ vm_tools=(
 	mount umount losetup lsblk blockdev blkid blkdiscard fallocate flock dmesg
 	setsid logger hexdump findmnt swapon unshare nsenter prlimit ionice taskset
 	mke2fs mkfs.ext4 e2fsck fsck.ext4 tune2fs resize2fs debugfs dumpe2fs e2image
-	mkfs.xfs xfs_repair xfs_io dmsetup fio sqlite3 ip ss kmod modprobe insmod rmmod
+	mkfs.xfs xfs_repair xfs_io dmsetup fio sqlite3 ip ss tc kmod modprobe insmod rmmod
 	lsmod modinfo depmod strace ps pgrep pkill top free vmstat fuser openssl
 	lvm pvcreate vgcreate lvcreate lvs vgs pvs lvchange vgchange pvmove lvremove
 	cryptsetup perf busybox stress-ng dbench
