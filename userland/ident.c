@@ -47,7 +47,7 @@
 #define DAY_S		86400LL
 #define CA_LIFE_S	(20 * 365 * DAY_S)
 #define HOST_LIFE_S	(90 * DAY_S)
-#define CLOCK_SKEW_S	300		/* certificates begin so much in the past */
+#define CLOCK_SKEW_S	DAY_S		/* certificates begin so much in the past: for hosts whose clocks are late */
 #define PEM_MAX		16384
 
 /* -------------------------------------------------- certificates, as PEM */

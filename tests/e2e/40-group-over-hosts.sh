@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # timeout: 900
 # A group over two hosts, with writes that depend on each other across them: every declared point is a prefix, also
-# with asrds killed and links stopped and cut; marks without holds are not, and the check sees it.
+# with asrds killed and links stopped and cut, and one host's clock three hours late; marks without holds are not, and
+# the check sees it.
 set -eu
 if [ -n "${ASR_GUEST:-}" ]; then
 	# shellcheck source=tests/e2e/hosts-guest.sh
@@ -12,11 +13,15 @@ if [ -n "${ASR_GUEST:-}" ]; then
 fi
 # shellcheck source=tests/e2e/hosts-lib.sh
 . "$(dirname "$0")/hosts-lib.sh"
+HOST_CLOCK[1]=-10800
 hosts_up 2
 want vm_exec h0 "asrctl group interval g 100ms --hold 1s" > /dev/null
 c=$(coordinator)
 retry_until 120 more_than "$c" 20 || { marks_of 0; marks_of 1; fail "no marks of both"; }
 say "$c makes the marks: $(count_of "$c" .marks.declared) declared"
+
+skew=$(count_of h0 '.marks.hosts[] | select(.host == "h1").skew_s | round')
+[ "$skew" -lt -10200 ] && [ "$skew" -gt -11400 ] || fail "a clock that is three hours late is said to be off by $skew s"
 
 say "a mark by name, asked for on either host"
 for k in 0 1; do
