@@ -162,7 +162,7 @@ static int make(const SSL_METHOD *method, const struct tls_files *f, SSL_CTX **o
 	SSL_CTX_set_verify_depth(ctx, 1);
 	if (SSL_CTX_set_min_proto_version(ctx, TLS1_3_VERSION) != 1 ||
 	    SSL_CTX_set_max_proto_version(ctx, TLS1_3_VERSION) != 1 ||
-	    SSL_CTX_set_num_tickets(ctx, 0) != 1 ||
+	    SSL_CTX_set_num_tickets(ctx, 0) != 1 || SSL_CTX_set1_groups_list(ctx, "X25519:P-256:P-384:P-521") != 1 ||
 	    SSL_CTX_set_ciphersuites(ctx, "TLS_AES_256_GCM_SHA384:"
 					  "TLS_CHACHA20_POLY1305_SHA256") != 1)
 		err = why_set(why, EPROTO, "the TLS library refuses TLS 1.3 (%s)", reason());
