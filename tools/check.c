@@ -82,8 +82,8 @@ int vault_check(const struct args *a, struct why *why)
 		err = vaultcheck_run(&va, &r, why);
 		progress_end(&s.progress);
 		if (err == -ECANCELED)
-			why_set(why, ECANCELED, "interrupted; %s", va.journal ? "with the same --journal it goes on where "
-				"it was" : "nothing was changed");
+			why_set(why, ECANCELED, "interrupted; %s", va.journal ? "with the same --journal it goes on "
+				"where it was" : "nothing was changed");
 	}
 	recipient_free(&who);
 	if (err)

@@ -359,8 +359,8 @@ static int header_check(struct check *c, struct index_seg *seg, int fd, uint64_t
 		return 2;
 	}
 	if (c->follows && (seg->hdr.number != c->st.next_number || first != c->st.next_frame_no)) {
-		found_text(c, seg->file, 0, "it is segment %llu, from frame %llu on, and segment %llu, from frame %llu on, "
-			   "is due: something is missing", (unsigned long long)seg->hdr.number,
+		found_text(c, seg->file, 0, "it is segment %llu, from frame %llu on, and segment %llu, from frame %llu "
+			   "on, is due: something is missing", (unsigned long long)seg->hdr.number,
 			   (unsigned long long)first, (unsigned long long)c->st.next_number,
 			   (unsigned long long)c->st.next_frame_no);
 		c->follows = false;
@@ -666,8 +666,8 @@ static int groups_find(struct check *c, json_t *out)
 	if (n >= 0)
 		free(names);
 	if (access(db, F_OK) && !json_array_size(out))
-		return why_set(c->why, ENOENT, "%s is neither a vault nor a group's folder: it has no vault.db, no group "
-			       "in groups/, and no group.json", dir);
+		return why_set(c->why, ENOENT, "%s is neither a vault nor a group's folder: it has no vault.db, no "
+			       "group in groups/, and no group.json", dir);
 	if (group && !json_array_size(out))
 		return why_set(c->why, ENOENT, "no group \"%.64s\" in %s: `asrctl vault status` lists those there are",
 			       group, dir);

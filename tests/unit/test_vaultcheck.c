@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* A whole vault is sound; what is flipped, missing, foreign or forged in it is found, all of it; a check goes on where it
-   was ended. */
+/* A whole vault is sound; what is flipped, missing, foreign or forged in it is found, all of it; a check goes on where
+   it was ended. */
 #include "frames.h"
 
 #include <glob.h>
