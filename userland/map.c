@@ -30,7 +30,7 @@
  * has it where the footer says. Nothing is known here but places and sealed bytes.
  *
  * Context. The loop's thread; blocks on the file system for SLICE_NS and one
- * read. Memory: a map some 3 MiB and 64 bytes for each record that is the newest
+ * read. Memory: a map some 3 MiB and 136 bytes for each record that is the newest
  * somewhere; of each segment visited its head and 16 bytes for each SAMPLE records.
  */
 #include "vault.h"
@@ -70,9 +70,8 @@ struct map_cache {
 /* A record that is the newest somewhere */
 struct version {
 	uint64_t seg;			/* its first frame's number */
-	uint64_t offset;		/* of the frame in it */
 	const struct map_seg *sealed;	/* NULL: it was in memory */
-	uint32_t bytes, records;	/* of the frame; once placed, when sealed */
+	struct seg_frame at;		/* the frame in it; of a sealed one once placed */
 	uint32_t base, out;		/* its first digest, its frame in the answer; once read */
 	struct seg_rec rec;
 };
@@ -120,21 +119,17 @@ void map_cache_free(struct map_cache *c)
 	free(c);
 }
 
-struct listing {
-	struct map *m;
-	char stream[2 * ASR_UUID_BYTES + 1];
-};
-
 static int on_name(const char *name, void *arg)
 {
-	struct listing *l = arg;
-	struct map_cache *c = l->m->cache;
-	unsigned long long first;
+	const struct map *m = arg;
+	struct map_cache *c = m->cache;
+	uint8_t stream[ASR_UUID_BYTES];
 	struct map_seg *more;
-	int n = 0;
+	uint64_t first;
+	bool sealed;
 
-	if (strncmp(name, l->stream, 32) || sscanf(name + 32, "-%16llx.seg%n", &first, &n) != 1 || !n || name[32 + n] ||
-	    first < c->upto || first >= l->m->first)
+	if (!index_seg_name(name, stream, &first, &sealed) || !sealed || first < c->upto || first >= m->first ||
+	    memcmp(stream, ingest_uuid(m->s), ASR_UUID_BYTES))
 		return 0;
 	more = reallocarray(c->segs, c->count + 1, sizeof(*more));
 	if (!more)
@@ -155,15 +150,13 @@ static void folder_name(const struct map *m, char out[SEG_NAME_BYTES])
 /* Segments that were sealed since the last map */
 static int list_more(struct map *m)
 {
-	struct listing l = { .m = m };
 	char folder[SEG_NAME_BYTES];
 	int ret;
 
 	if (m->cache->upto >= m->first)
 		return 0;
-	hex_encode(ingest_uuid(m->s), ASR_UUID_BYTES, l.stream);
 	folder_name(m, folder);
-	ret = store_list(ingest_store(m->s), folder, on_name, &l);
+	ret = store_list(ingest_store(m->s), folder, on_name, m);
 	if (ret && ret != -ENOENT)
 		return ret;
 	m->cache->upto = m->first;
@@ -212,7 +205,7 @@ static int seg_visit(struct map *m, size_t index, struct why *why)
 	uint64_t next = index + 1 < m->cache->count ? g[1].first : m->first;
 	struct index_seg seg = { .sealed = true };
 	cleanup_free uint8_t *recs = NULL;
-	char folder[SEG_NAME_BYTES], name[SEG_NAME_BYTES];
+	char folder[SEG_NAME_BYTES], name[SEG_NAME_BYTES + 8];
 	struct seg_trailer tr;
 	size_t n;
 	int ret;
@@ -220,8 +213,8 @@ static int seg_visit(struct map *m, size_t index, struct why *why)
 	if (g->visited)
 		return 0;
 	folder_name(m, folder);
-	seg_name(ingest_group(m->s), ingest_uuid(m->s), g->first, name);
-	snprintf(seg.file, sizeof(seg.file), "%s.seg", strrchr(name, '/') + 1);
+	seg_file(m, g, name);
+	snprintf(seg.file, sizeof(seg.file), "%s", strrchr(name, '/') + 1);
 	ret = index_head_read(ingest_store(m->s), folder, &seg, &tr, why);
 	if (ret)
 		return ret;
@@ -352,9 +345,7 @@ static int paint_found(struct map *m, struct found *f, const struct floor *floor
 			continue;
 		m->versions[m->count++] = (struct version){
 			.seg = first, .sealed = sealed, .rec = *r, .out = UNREAD,
-			.offset = sealed ? 0 : t->frames[r->frame].offset,
-			.bytes = sealed ? 0 : t->frames[r->frame].bytes,
-			.records = sealed ? 0 : t->frames[r->frame].records };
+			.at = sealed ? (struct seg_frame){0} : t->frames[r->frame] };
 	}
 	return 0;
 }
@@ -514,9 +505,9 @@ static int damaged(const struct version *v, const char *text, struct why *why)
 /* What is read of the frame at first: mostly all that is wanted of it */
 static size_t head_guess(const struct version *v)
 {
-	size_t guess = sizeof(struct frame_hdr) + (size_t)v->records * sizeof(struct frame_rec) + 1024;
+	size_t guess = sizeof(struct frame_hdr) + (size_t)v->at.records * sizeof(struct frame_rec) + 1024;
 
-	return guess < v->bytes ? guess : v->bytes;
+	return guess < v->at.bytes ? guess : v->at.bytes;
 }
 
 /* Where the next version's frame lies, which its segment's footer says; reading its head begins */
@@ -526,25 +517,17 @@ static int place_next(struct map *m, struct why *why)
 	struct version *v = &m->versions[m->by_frame[n]];
 	const struct version *o = n ? &m->versions[m->by_frame[n - 1]] : NULL;
 	char file[SEG_NAME_BYTES + 8];
-	struct seg_frame f;
 	int ret;
 
-	if (o && o->seg == v->seg && o->rec.frame == v->rec.frame) {
-		v->offset = o->offset;
-		v->bytes = o->bytes;
-		v->records = o->records;
+	if (o && o->seg == v->seg && o->rec.frame == v->rec.frame)
+		v->at = o->at;
+	if (!v->sealed || v->at.bytes)
 		return 0;
-	}
-	if (!v->sealed)
-		return 0;
-	ret = seg_read(m, v->sealed, v->sealed->frames_at + v->rec.frame * sizeof(f), &f, sizeof(f));
-	if (ret || f.bytes < sizeof(struct frame_hdr) || f.records > ASR_FRAME_RECORDS_MAX)
+	ret = seg_read(m, v->sealed, v->sealed->frames_at + v->rec.frame * sizeof(v->at), &v->at, sizeof(v->at));
+	if (ret || v->at.bytes < sizeof(struct frame_hdr) || v->at.records > ASR_FRAME_RECORDS_MAX)
 		return damaged(v, ret ? strerror(-ret) : "the footer does not fit it", why);
-	v->offset = f.offset;
-	v->bytes = f.bytes;
-	v->records = f.records;
 	seg_file(m, v->sealed, file);
-	store_ahead(ingest_store(m->s), file, v->offset, head_guess(v));
+	store_ahead(ingest_store(m->s), file, v->at.offset, head_guess(v));
 	return 0;
 }
 
@@ -554,18 +537,18 @@ static int head_read(struct map *m, struct version *v, struct frame_hdr *h, stru
 	size_t guess = head_guess(v), whole;
 	int ret;
 
-	ret = ingest_read(m->s, v->seg, v->offset, m->head, guess);
+	ret = ingest_read(m->s, v->seg, v->at.offset, m->head, guess);
 	if (ret)
 		return damaged(v, strerror(-ret), why);
 	if (wire_frame_peek(m->head, guess, h, why))
 		return -EBADMSG;
 	whole = sizeof(*h) + h->records * sizeof(struct frame_rec) + h->meta_bytes + h->digest_bytes + ASR_TAG_BYTES;
-	if (h->total_bytes != v->bytes || h->records != v->records || h->frame_no != v->seg + v->rec.frame ||
+	if (h->total_bytes != v->at.bytes || h->records != v->at.records || h->frame_no != v->seg + v->rec.frame ||
 	    memcmp(h->group, ingest_group(m->s), ASR_UUID_BYTES) ||
 	    memcmp(h->stream, ingest_uuid(m->s), ASR_UUID_BYTES))
 		return damaged(v, "this is not the frame that the footer names", why);
 	if (whole > guess)
-		ret = ingest_read(m->s, v->seg, v->offset + guess, m->head + guess, whole - guess);
+		ret = ingest_read(m->s, v->seg, v->at.offset + guess, m->head + guess, whole - guess);
 	return ret ? damaged(v, strerror(-ret), why) : 0;
 }
 
