@@ -138,7 +138,7 @@ if [ -n "${ASR_GUEST:-}" ]; then
 	want asrctl disk protect /dev/mapper/v3 --group g --name d3 --no-wait
 	held() {
 		kill -0 "${marker:-x}" 2>/dev/null || {
-			asrctl group mark g --consistency app --name bad --timeout 600 7>&- >/run/out 2>&1 &
+			asrctl group mark g --consistency app --name "${name:-bad}" --timeout 600 7>&- >/run/out 2>&1 &
 			marker=$!
 		}
 		is_frozen
@@ -174,6 +174,14 @@ if [ -n "${ASR_GUEST:-}" ]; then
 	let_go
 	wait $marker && fail "it went well: $(cat /run/out)"
 	grep -q 'domain shop was thawed by somebody else' /run/out || fail "it said: $(cat /run/out)"
+	goes_on
+	say "... libvirtd dies, and is started again"
+	name=restarted
+	hold
+	libvirt_restart
+	let_go
+	wait $marker || true	# it is frozen until the new one thaws it: the mark may count
+	is_thawed || fail "frozen: $(cat /run/out)"
 	goes_on
 	say "off, and out of protection"
 	want umount /m
@@ -216,9 +224,10 @@ vm_start source "$SERIES_E2E" --net --mem 1280 --script "$0" "${disks[@]}" --dis
 vm_wait source 6600 || fail "the source host"
 vaultd_stop
 want "$B/asrctl" point list g --vault-dir "$W/vault" -o json >"$W/points.json"
-[ "$(jq -c '[.marks[] | select(.consistency == "app") | .name]' "$W/points.json")" = '["quiet-1","quiet-2"]' ] ||
+app=$(jq -r '[.marks[] | select(.consistency == "app") | .name] | join(" ")' "$W/points.json")
+[ "$app" = "quiet-1 quiet-2" ] || [ "$app" = "quiet-1 quiet-2 restarted" ] ||
 	fail "marks: $(jq -c .marks "$W/points.json")"
-for mark in quiet-1 quiet-2 crash-1; do
+for mark in $app crash-1; do
 	restore shop-vda "name:$mark" "$W/$mark.img"
 	dumpe2fs -h "$W/$mark.img" >"$W/$mark.head" 2>/dev/null || fail "$mark: no file system"
 	if [ $mark = crash-1 ]; then

@@ -4,6 +4,7 @@
 # nested-lib.sh - libvirt and its machines, in the root that nested.sh made; sourced within the test VM.
 #
 #   libvirt_up, libvirt_down     libvirtd, without systemd: it ends with all its domains
+#   libvirt_restart              libvirtd dies, and there is a new one; domains run on
 #   block TARGET DEVICE, file TARGET FORMAT FILE, cdrom TARGET    a disk, as XML
 #   domain NAME DISKS            a domain that boots the small machine; the file system is on its first disk
 #   guest_up                     shop runs, its agent answers
@@ -29,10 +30,20 @@ libvirt_up() {
 	echo 'libvirt-qemu:x:64055:64055::/:/bin/false' >>/etc/passwd
 	echo 'libvirt-qemu:x:64055:' >>/etc/group
 	ip link set lo up
-	libvirtd >/run/libvirtd.log 2>&1 &
+	libvirtd_start
+}
+
+libvirtd_start() {	# 7: what a writer of the test's own reads, to its end
+	libvirtd >>/run/libvirtd.log 2>&1 7>&- &
 	LIBVIRTD_PID=$!
 	libvirt_answers() { virsh list >/run/virsh.out 2>&1; }
 	retry_until 240 libvirt_answers || fail "libvirtd: $(cat /run/virsh.out /run/libvirtd.log)"
+}
+
+libvirt_restart() {
+	kill -9 "$LIBVIRTD_PID"
+	wait "$LIBVIRTD_PID" || true
+	libvirtd_start
 }
 
 libvirt_down() {
