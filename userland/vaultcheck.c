@@ -25,8 +25,9 @@
  *
  * Context: blocks on the file system. Memory: one segment's tables twice.
  *
- * Not done. Repair: what is provably safe to put right, a torn tail, the daemon
- * puts right at its start.
+ * Not done. The end of a stream: nothing outside of it says how far it went, so
+ * newest segments that were taken away are not noticed. Repair: what is provably
+ * safe to put right, a torn tail, the daemon puts right at its start.
  */
 #include "vault.h"
 
